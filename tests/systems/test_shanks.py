@@ -1,14 +1,22 @@
 """What only SHANKS promises: its core is a plain language model that also hears."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
+from counterpoint.blocks.low_rank import LowRankConfig
+from counterpoint.config_json import encode
 from counterpoint.data.tasks.spoken_maths.source import Words
 from counterpoint.errors import UserError
+from counterpoint.runtime.save import write_checkpoint
 from counterpoint.streams.spec import UNSET_ID
-from counterpoint.systems import shanks
+from counterpoint.systems import build_system, shanks
 from counterpoint.systems.shanks import HEARD, THOUGHT, Shanks, ShanksConfig
 from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
+from counterpoint.train.config import FineTuneConfig
+from counterpoint.train.fine_tuning import begun_system
 from tests.systems import tiny_models
 from tests.systems.contract_models import batch_of
 
@@ -54,3 +62,26 @@ def test_presets_fit_the_words_of_spoken_maths() -> None:
 def test_a_listening_tower_must_fit() -> None:
     with pytest.raises(UserError, match="as wide as the thinking tower, 12"):
         ShanksConfig(tower=TOWER, vocab_size=5, listener=tiny_models.tower(8, 1, 2, 5))
+
+
+def test_a_model_of_words_goes_on_with_new_ears(tmp_path: Path) -> None:
+    """What it hears with begins at random, and nothing else may differ."""
+    words = Shanks(ShanksConfig(tower=TOWER, vocab_size=13))
+    tiny_models.randomised(words)
+    folder = tmp_path / "words"
+    write_checkpoint(folder, "Shanks", encode(words.config), words.state_dict(), None)
+    begin = FineTuneConfig(init_from=str(folder))
+    config = replace(words.config, heard_width=3)
+    found = begun_system(config, begin, seed=5).state_dict()
+    fresh = build_system(config, 5).state_dict()
+    assert torch.equal(found.pop("project.weight"), fresh["project.weight"])
+    own = words.state_dict()
+    del own["heard_mark"]
+    assert found.keys() == own.keys()
+    assert all(torch.equal(found[name], own[name]) for name in own)
+    random = begun_system(config, FineTuneConfig(), seed=5).state_dict()
+    assert all(torch.equal(random[name], fresh[name]) for name in fresh)
+    with pytest.raises(UserError, match="differs in config.conv_taps"):
+        begun_system(replace(config, conv_taps=2), begin, seed=5)
+    with pytest.raises(UserError, match="must name the weights below adapters"):
+        FineTuneConfig(low_rank=LowRankConfig())

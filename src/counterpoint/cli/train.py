@@ -48,7 +48,7 @@ Options of train, data and system without `arms.N` go to every arm.
 _MAIN = (
     *("folder", "device", "quiet", "json", "minutes", "workers", "seeds", "base", "data"),
     *("data.source", "data.train", "data.held-out", "train.num-steps", "train.batch-rows"),
-    *("train.optimizer.lr", "train.precision", "train.seed"),
+    *("train.optimizer.lr", "train.precision", "train.seed", "train.fine-tune.init-from"),
 )
 """Options that the short help of a recipe shows."""
 

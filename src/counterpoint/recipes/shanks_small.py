@@ -7,9 +7,9 @@ thoughts in parallel to what is heard.
 from dataclasses import replace
 from pathlib import Path
 
-from counterpoint.data.tasks.spoken_maths.bank import read_bank
+from counterpoint.data.tasks.spoken_maths.bank import VOICES, read_bank
 from counterpoint.data.tasks.spoken_maths.problems import SpokenMaths
-from counterpoint.data.tasks.spoken_maths.source import Arrangement, SpokenMathsData
+from counterpoint.data.tasks.spoken_maths.source import Arrangement, Hearing, SpokenMathsData
 from counterpoint.data.tasks.spoken_maths.thoughts import Style
 from counterpoint.systems import shanks
 from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
@@ -26,7 +26,12 @@ def shanks_small() -> Run:
     return replace(spoken_maths_run("interleaved"), name="shanks_small")
 
 
-def spoken_maths_run(arrangement: Arrangement, style: Style = "recalled", bank: str = "") -> Run:
+def spoken_maths_run(
+    arrangement: Arrangement,
+    style: Style = "recalled",
+    bank: str = "",
+    hears: Hearing | None = None,
+) -> Run:
     """Return the run of an arrangement; benchmarks/shanks_stacks.py trains several as one stack.
 
     Args:
@@ -34,20 +39,25 @@ def spoken_maths_run(arrangement: Arrangement, style: Style = "recalled", bank: 
         style: How thoughts are written; see `counterpoint.data.tasks.spoken_maths.thoughts`.
         bank: File of spoken words, for a model that hears sound; its third voice, or the last of
             fewer, says held-out problems only.
+        hears: What is heard; by default sound if there is a bank, and otherwise words. Sound
+            without a bank is that of the installed voices.
     """
+    hears = hears or ("sound" if bank else "words")
+    sounds = hears == "sound"
     is_parallel = arrangement == "parallel"
     words = shanks.small_parallel() if is_parallel else shanks.small()
-    held_out_voice = [*read_bank(Path(bank)).takes][:3][-1] if bank else ""
+    voices = [*read_bank(Path(bank)).takes] if bank else [voice.label for voice in VOICES]
     return Run(
-        name=f"{'sound' if bank else arrangement}-{style}",
-        system=shanks.small_sound() if bank else words,
+        name=f"{'sound' if sounds else arrangement}-{style}",
+        system=shanks.small_sound() if sounds else words,
         data=SpokenMathsData(
             task=SpokenMaths(style=style),
             arrangement=arrangement,
-            row_ticks=576 if is_parallel or bank else 320,
+            row_ticks=576 if is_parallel or sounds else 320,
             num_rows=1_000_000,
+            hears=hears,
             bank=bank,
-            held_out_voice=held_out_voice,
+            held_out_voice=voices[:3][-1] if sounds else "",
         ),
         train=TrainConfig(
             num_steps=2200,

@@ -90,6 +90,8 @@ class System(nn.Module, ABC):
         writes_with_tower: Whether `write` needs the state.
         free_fields: Names of config fields, on all levels, that do not change the meaning of the
             weights. They may differ if a run begins with the weights of another run.
+        fresh_weights: Names of config fields that may differ, too, each with the beginnings of the
+            names of the weights that then begin at random.
     """
 
     Config: ClassVar[type[SystemConfig]]
@@ -98,6 +100,7 @@ class System(nn.Module, ABC):
     free_fields: ClassVar[frozenset[str]] = frozenset(
         {"window", "pinned_steps", "checkpoint_activations"}
     )
+    fresh_weights: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     config: Any
     layout: Layout
 

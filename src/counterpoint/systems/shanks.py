@@ -18,7 +18,7 @@ of every system may be used.
 Checked against: `SingleStream` with the same weights (`tests/systems/test_shanks.py`).
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -225,6 +225,10 @@ class Shanks(System):
     Config = ShanksConfig
     config: ShanksConfig
     tick_stages: ClassVar[tuple[str, ...]] = ("read",)
+    # A model of words may go on with sound: then only its ears are new.
+    fresh_weights: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "heard_width": ("project.", "heard_mark")
+    }
 
     def __init__(self, config: ShanksConfig) -> None:
         """Make random weights; all scores start at zero, so the first prediction is uniform."""

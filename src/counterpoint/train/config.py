@@ -136,13 +136,21 @@ class FineTuneConfig:
 
     Attributes:
         init_from: A checkpoint or run folder of ours; for a Moshi also a folder of Kyutai's or
-            NVIDIA's, or a file of weights in such a folder.
+            NVIDIA's, or a file of weights in such a folder. Empty means random weights.
         low_rank: Adapters that are trained while the weights are frozen; ``None`` trains all
             weights.
     """
 
-    init_from: str
+    init_from: str = ""
     low_rank: LowRankConfig | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            bool(self.init_from) or self.low_rank is None,
+            "`init_from` must name the weights below adapters",
+            repr(self.init_from),
+            "Name them, or leave `low_rank` out.",
+        )
 
 
 @literals_checked

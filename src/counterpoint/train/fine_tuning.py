@@ -40,7 +40,7 @@ def begun_system(shape: SystemConfig, config: FineTuneConfig | None, seed: int) 
     Raises:
         UserError: See `begin_from`.
     """
-    if config is None:
+    if config is None or not config.init_from:
         return build_system(shape, seed)
     system = sketch(shape)
     if not {name for name, _ in system.named_buffers()} <= system.state_dict().keys():
@@ -60,15 +60,19 @@ def begin_from(system: nn.Module, config: FineTuneConfig, seed: int) -> None:
     Args:
         system: The system, with any weights, on its device.
         config: The weights and the adapters.
-        seed: Seed of the adapters.
+        seed: Seed of the adapters, and of weights that the other system has not; see
+            `System.fresh_weights`.
 
     Raises:
         UserError: There are no weights, or they belong to another system.
     """
     path = Path(config.init_from).expanduser()
     found, weights = _weights_of(path, system)
-    free = getattr(system, "free_fields", ())
     own = encode(getattr(system, "config", None))
+    changed = _changed(system, found, own)
+    free = {*getattr(system, "free_fields", ()), *changed}
+    if changed:
+        weights = _with_fresh(system, weights, seed, changed)
     difference = first_difference(without(found, free), without(own, free))
     if difference is not None:
         raise UserError(
@@ -78,6 +82,25 @@ def begin_from(system: nn.Module, config: FineTuneConfig, seed: int) -> None:
     _take(system, weights, path)
     if config.low_rank is not None:
         add_low_rank(system, config.low_rank, seed)
+
+
+def _changed(system: nn.Module, found: Any, own: Any) -> dict[str, tuple[str, ...]]:
+    """Return the fields that differ and whose weights begin anew, with the names of these."""
+    fresh = getattr(system, "fresh_weights", {})
+    return {field: names for field, names in fresh.items() if found.get(field) != own.get(field)}
+
+
+def _with_fresh(
+    system: nn.Module,
+    weights: Mapping[str, Tensor],
+    seed: int,
+    changed: Mapping[str, tuple[str, ...]],
+) -> dict[str, Tensor]:
+    """Return given weights with random ones in place of those that begin anew."""
+    begun = tuple(name for names in changed.values() for name in names)
+    random = build_system(cast("System", system).config, seed).state_dict()
+    kept = {name: weight for name, weight in weights.items() if not name.startswith(begun)}
+    return kept | {name: weight for name, weight in random.items() if name.startswith(begun)}
 
 
 def _weights_of(path: Path, system: nn.Module) -> tuple[Any, Mapping[str, Tensor]]:

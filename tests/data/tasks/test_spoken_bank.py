@@ -1,5 +1,6 @@
 """Problems joined from spoken words: their frames stand where their words are said."""
 
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -8,23 +9,30 @@ import pytest
 import torch
 from torch import Tensor
 
+from counterpoint.data.tasks.spoken_maths import bank as bank_module
 from counterpoint.data.tasks.spoken_maths.bank import (
     FRAME_HZ,
     SILENCE,
+    VOICES,
     WordBank,
+    bank_name,
+    made_bank,
     make_bank,
     read_bank,
     sound_frames,
 )
+from counterpoint.data.tasks.spoken_maths.hearing import chunks
 from counterpoint.data.tasks.spoken_maths.problems import SpokenMaths
 from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData, opened_bank
 from counterpoint.errors import UserError
 from counterpoint.evaluate.duplex.spoken_maths import clock_of, listen, made_by_program
 from counterpoint.evaluate.duplex.thought_kinds import KindScorer
-from counterpoint.recipes.shanks_small import spoken_maths_run
+from counterpoint.progress import Progress
+from counterpoint.recipes.shanks_small import shanks_small, spoken_maths_run
+from counterpoint.recipes.shanks_small_sound import shanks_small_sound
 from counterpoint.runtime.thinker import SystemThinker
 from counterpoint.speech.engines import SpokenWord
-from counterpoint.speech.voices import Spoken, Voice
+from counterpoint.speech.voices import Spoken, Synthesizer, Voice
 from counterpoint.streams.rounds import HEARD
 from counterpoint.systems import shanks
 from counterpoint.systems.shanks import Shanks
@@ -32,7 +40,7 @@ from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
 from tests.systems import tiny_models
 
 TASK = SpokenMaths()
-VOICES = (Voice(formant=1.0), Voice(formant=1.15))
+TWO = (Voice(formant=1.0), Voice(formant=1.15))
 
 
 class Beeper:
@@ -59,12 +67,12 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bank of all words, in a file."""
     problems = (TASK.problem(0, number) for number in range(150))
     file = tmp_path_factory.mktemp("bank") / "bank.safetensors"
-    make_bank(Beeper(), VOICES, problems, 2).save(file)
+    make_bank(Beeper(), TWO, problems, 2).save(file)
     return file
 
 
 def data_of(path: Path, **more: Any) -> SpokenMathsData:
-    return SpokenMathsData(bank=str(path), row_ticks=640, **more)
+    return SpokenMathsData(hears="sound", bank=str(path), row_ticks=640, **more)
 
 
 def sounding() -> Shanks:
@@ -77,8 +85,8 @@ def sounding() -> Shanks:
 def test_takes_are_the_frames_of_their_words(path: Path) -> None:
     bank = read_bank(path)
     assert isinstance(bank, WordBank)
-    assert set(bank.takes) == {voice.label for voice in VOICES}
-    takes = bank.takes[VOICES[0].label]
+    assert set(bank.takes) == {voice.label for voice in TWO}
+    takes = bank.takes[TWO[0].label]
     assert all(1 <= len(own) <= 2 for own in takes.values())
     assert sorted(takes) == sorted({w for n in range(150) for w in TASK.problem(0, n).words})
     first, stop = takes["has"][0]
@@ -90,12 +98,12 @@ def test_takes_are_the_frames_of_their_words(path: Path) -> None:
 def test_words_are_said_where_their_frames_are(path: Path) -> None:
     bank = read_bank(path)
     problem = TASK.problem(0, 3)
-    words, numbers = bank.join(problem, [VOICES[1].label], Random(0))
+    words, numbers = bank.join(problem, [TWO[1].label], Random(0))
     assert [word.text for word in words] == problem.words
     assert len(numbers) == round(words[-1].end_s * FRAME_HZ)
     for word in words:
         own = numbers[round(word.start_s * FRAME_HZ) : round(word.end_s * FRAME_HZ)].tolist()
-        assert (own[0], own[-1] + 1) in map(tuple, bank.takes[VOICES[1].label][word.text])
+        assert (own[0], own[-1] + 1) in map(tuple, bank.takes[TWO[1].label][word.text])
     silent = bank.frames[numbers[numbers == SILENCE]]
     assert len(silent) == 4 * (len(problem.clauses) - 1)
     assert not silent.any()
@@ -103,7 +111,7 @@ def test_words_are_said_where_their_frames_are(path: Path) -> None:
 
 def test_rows_hold_the_frames_of_their_chunks_and_train_only_thoughts(path: Path) -> None:
     model = sounding()
-    data = data_of(path, num_held_out=2, held_out_voice=VOICES[1].label)
+    data = data_of(path, num_held_out=2, held_out_voice=TWO[1].label)
     batch = data.prepare(model).batches(1, 0).batch(0)
     assert batch.ticks[HEARD].shape == (1, 640, 320)
     sounds = batch.ticks[HEARD].abs().sum(-1) > 0
@@ -116,7 +124,7 @@ def test_rows_hold_the_frames_of_their_chunks_and_train_only_thoughts(path: Path
     assert model.project.weight.grad is not None
     assert model.project.weight.grad.abs().sum() > 0
     held_out = data.heard(0, held_out=True)
-    takes = read_bank(path).takes[VOICES[1].label]
+    takes = read_bank(path).takes[TWO[1].label]
     own = {
         number for word in takes.values() for first, stop in word for number in range(first, stop)
     }
@@ -126,9 +134,140 @@ def test_rows_hold_the_frames_of_their_chunks_and_train_only_thoughts(path: Path
     assert {"told", "answer"} < scores.keys()
 
 
-def test_a_session_that_hears_chunks_writes_what_whole_rows_predict(path: Path) -> None:
-    model = sounding().eval()
+def test_words_are_targets_where_their_sound_ends(path: Path) -> None:
+    """Each is one once, also where frames are heard twice; thoughts stay what they were."""
+    model = sounding()
+    plain = data_of(path, overlap_frames=6)
+    prepared = plain.prepare(model)
+    for number in range(4):
+        heard = plain.heard(number)
+        rows = [
+            prepared.voiced(prepared.laid_out([prepared.told(heard, transcribed=named)])[0])
+            for named in (False, True)
+        ]
+        before, after = (row.targets["thought"][0] for row in rows)
+        is_heard = rows[1].ticks["thought"][0] < 0
+        assert torch.equal(before[~is_heard], after[~is_heard])
+        assert (before[is_heard] < 0).all()
+        named = after[is_heard & (after >= 0)]
+        cut = chunks(heard, plain.chunk_s)
+        told = prepared.told(heard).rounds
+        said = [word for chunk in cut[: len(told)] for word in chunk.words]
+        assert prepared.words.decode(named.numpy()).split() == said
+        frames = read_bank(path).frames[heard.frames]
+        first = round(heard.words[0].end_s * FRAME_HZ) - 1
+        assert torch.equal(rows[1].ticks[HEARD][0, first], frames[first])
+        assert after[first] == named[0]
+        assert rows[1].size == rows[0].size + len(named)
+
+
+def test_training_rows_name_words_and_held_out_ones_do_not(path: Path) -> None:
+    model = sounding()
+    data = data_of(path, overlap_frames=6, transcribed=True, num_held_out=1)
+    prepared = data.prepare(model)
+    batch = prepared.batches(1, 0).batch(0)
+    silent = batch.ticks["thought"] < 0
+    assert (batch.targets["thought"][silent] >= 0).any()
+    units = prepared.held_out_units()
+    assert units is not None
+    (held_out,) = units.batches(0)
+    assert (held_out.targets["thought"][held_out.ticks["thought"] < 0] < 0).all()
+
+
+def test_a_chunk_hears_the_end_of_the_one_before_again(path: Path) -> None:
     data = data_of(path)
+    heard = data.heard(0)
+    assert heard.frames is not None
+    first, second, *_ = chunks(heard, data.chunk_s)
+    assert torch.equal(heard.frames_of(first, 6), heard.frames_of(first))
+    assert torch.equal(heard.frames_of(second, 6), heard.frames[19:50])
+    assert torch.equal(heard.frames_of(second), heard.frames[25:50])
+
+
+def test_a_bank_that_nobody_named_is_made_once_and_again_if_it_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bank_module, "_NUM_PROBLEMS", 2)
+    bank_name.cache_clear()
+    opened_bank.cache_clear()
+    monkeypatch.setattr(bank_module, "Synthesizer", lambda _: Beeper())
+    data = SpokenMathsData(
+        hears="sound", cache_folder=str(tmp_path), bank_takes=1, held_out_voice=VOICES[2].label
+    )
+    made = made_bank(str(tmp_path), 1, Progress(bar=False))
+    assert "speaking words" in capsys.readouterr().err
+    assert made == tmp_path / bank_name(1)
+    assert data.file_names() == {"bank": made.name} != replace(data, bank_takes=2).file_names()
+    assert data.find_files() == {"bank": made}
+    assert set(data.word_bank().takes) == {voice.label for voice in VOICES}
+    written = made.read_bytes()
+    made.unlink()
+    opened_bank.cache_clear()
+    assert data.find_files() == {"bank": made}
+    assert made.read_bytes() == written
+    bank_name.cache_clear()
+
+
+def test_a_run_keeps_its_bank_and_finds_it_again(path: Path, tmp_path: Path) -> None:
+    data = SpokenMathsData(hears="sound", cache_folder=str(tmp_path / "none"))
+    name = bank_name(data.bank_takes)
+    kept = tmp_path / name
+    kept.write_bytes(path.read_bytes())
+    found = data.with_files({"bank": str(kept)})
+    assert found.bank == str(kept)
+    assert found.word_bank().digest == read_bank(path).digest
+    assert found.with_files({"bank": name}) == data  # as in an exported model
+    assert data.with_files({}) == data
+    words = SpokenMathsData()
+    assert words.file_names() == words.find_files() == {}
+    assert words.with_files({}) == words
+
+
+def test_the_place_of_a_bank_is_no_part_of_the_data(path: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes(path.read_bytes())
+    model = sounding()
+    found = [data_of(file).prepare(model).fingerprint for file in (path, moved)]
+    assert found[0] == found[1]
+    assert found[0] != data_of(path, overlap_frames=6).prepare(model).fingerprint
+
+
+def test_options_of_sound_are_refused_where_words_are_heard(path: Path) -> None:
+    for options in ({"bank": str(path)}, {"overlap_frames": 6}, {"transcribed": True}):
+        with pytest.raises(UserError, match="Only sound has a bank"):
+            SpokenMathsData(**options)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="Only words are misheard"):
+        SpokenMathsData(hears="sound", misheard=0.1)
+    with pytest.raises(UserError, match="at least 1"):
+        SpokenMathsData(hears="sound", bank_takes=0)
+
+
+def test_the_recipe_of_sound_is_that_of_words_but_for_its_ears() -> None:
+    """It is made without a bank; the third voice says held-out problems only."""
+    run = shanks_small_sound()
+    assert isinstance(run.data, SpokenMathsData)
+    assert run.data.held_out_voice == VOICES[2].label
+    assert run.system == replace(shanks_small().system, heard_width=320)
+
+
+@pytest.mark.slow
+def test_piper_speaks_a_bank_of_words(tmp_path: Path) -> None:
+    pytest.importorskip("piper")
+    problems = [TASK.problem(0, number) for number in range(3)]
+    bank = make_bank(Synthesizer(tmp_path), VOICES[:1], problems, 2)
+    takes = bank.takes[VOICES[0].label]
+    assert set(takes) == {word for problem in problems for word in problem.words}
+    lengths = [stop - first for own in takes.values() for first, stop in own]
+    assert 0.1 < sum(lengths) / len(lengths) / FRAME_HZ < 1.0  # seconds of a word
+    assert bank.frames.std() > 0.05
+
+
+@pytest.mark.parametrize("overlap", [0, 6])
+def test_a_session_that_hears_chunks_writes_what_whole_rows_predict(
+    path: Path, overlap: int
+) -> None:
+    model = sounding().eval()
+    data = data_of(path, overlap_frames=overlap)
     heard = data.heard(0)
     prepared = data.prepare(model)
     batch = prepared.batch(heard)
@@ -166,7 +305,7 @@ def test_a_model_listens_to_joined_words_and_to_speech(path: Path) -> None:
 
 def test_a_bank_must_have_a_voice_for_every_split(path: Path, tmp_path: Path) -> None:
     bank = read_bank(path)
-    label = VOICES[1].label
+    label = TWO[1].label
     alone = tmp_path / "alone.safetensors"
     bank._replace(takes={label: bank.takes[label]}).save(alone)
     for file, held_out_voice in ((alone, label), (path, "nobody")):

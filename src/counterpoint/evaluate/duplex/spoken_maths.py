@@ -1,6 +1,7 @@
 """Attempts at spoken maths: a model, or a constant policy, listens against the clock."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -13,7 +14,7 @@ from counterpoint.data.tasks.spoken_maths.hearing import (
     spoken_rounds,
 )
 from counterpoint.data.tasks.spoken_maths.numbers import spoken
-from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData, Words, opened_bank
+from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData, Words
 from counterpoint.evaluate.duplex.thinking import Attempt
 from counterpoint.runtime.clocked import ClockConfig, ClockedDecoder, Proposal, Thinker
 from counterpoint.runtime.parallel import ParallelConfig, think_in_parallel
@@ -82,8 +83,8 @@ def _sounding(data: SpokenMathsData, heard: Heard) -> Callable[[Chunk], Any]:
     if heard.frames is None:
         return _words
     is_numbers = heard.frames.dim() == 1
-    frames = opened_bank(data.bank).frames[heard.frames] if is_numbers else heard.frames
-    return heard._replace(frames=frames).frames_of
+    frames = data.word_bank().frames[heard.frames] if is_numbers else heard.frames
+    return partial(heard._replace(frames=frames).frames_of, overlap=data.overlap_frames)
 
 
 def _words(chunk: Chunk) -> str:

@@ -7,7 +7,9 @@ one take of each word, so its words sound as they do within sentences, and its m
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -15,24 +17,29 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int, UInt8
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from counterpoint.data.tasks.spoken_maths.problems import Problem
+from counterpoint.data.tasks.spoken_maths.problems import Problem, SpokenMaths
 from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
+from counterpoint.files import write_tensors
+from counterpoint.progress import Progress
 from counterpoint.speech.engines import SpokenWord
 from counterpoint.speech.mels import LogMels
-from counterpoint.speech.voices import Speaker, Voice
+from counterpoint.speech.voices import JOE_FORMANTS, Speaker, Synthesizer, Voice
 
 FRAME_HZ = 12.5
 """Frames a second."""
+
+VOICES = tuple(Voice(formant=formant) for formant in JOE_FORMANTS)
+"""Voices of the bank that is made here."""
 
 SILENCE = -1
 """Number of a frame of silence, which is zeros."""
 
 _STEPS = 64  # of a feature between 0 and 1
 _PAUSE_FRAMES = 4  # between sentences, 0.32 s
+_NUM_PROBLEMS = 400  # whose sentences hold every word often enough
 
 Takes = Mapping[str, Sequence[tuple[int, int]]]
 """First frame and frame after the last of every take of every word."""
@@ -92,7 +99,7 @@ class WordBank(NamedTuple):
 
     def save(self, path: Path) -> None:
         """Write the bank to a file."""
-        save_file({"stored": self.stored}, path, {"takes": json.dumps(self.takes)})
+        write_tensors(path, {"stored": self.stored}, {"takes": json.dumps(self.takes)})
 
 
 def read_bank(path: Path) -> WordBank:
@@ -113,7 +120,11 @@ def sound_frames(audio: Float[Tensor, " N"]) -> Float[Tensor, "T width"]:
 
 
 def make_bank(
-    speaker: Speaker, voices: Sequence[Voice], problems: Iterable[Problem], most_takes: int
+    speaker: Speaker,
+    voices: Sequence[Voice],
+    problems: Iterable[Problem],
+    most_takes: int,
+    progress: Progress | None = None,
 ) -> WordBank:
     """Let voices say sentences of problems, as long as these have words with too few takes.
 
@@ -124,11 +135,17 @@ def make_bank(
         voices: Voices with different labels.
         problems: Problems, of which sentences are taken in order.
         most_takes: Takes of a word by a voice.
+        progress: Shows the progress; ``None`` shows nothing.
     """
+    clauses = [clause for problem in problems for clause in problem.clauses]
+    counts = Counter(word for clause in clauses for word in clause.words)
+    wanted = len(voices) * sum(min(count, most_takes) for count in counts.values())
+    task = (progress or Progress(quiet=True)).task("speaking words")
+    num_takes = 0
     stored: list[Tensor] = []
     takes: dict[str, dict[str, list[tuple[int, int]]]] = {voice.label: {} for voice in voices}
     number = 0
-    for clause in (clause for problem in problems for clause in problem.clauses):
+    for clause in clauses:
         for voice in voices:
             own = takes[voice.label]
             if all(len(own.get(word, ())) >= most_takes for word in clause.words):
@@ -143,4 +160,49 @@ def make_bank(
                     stored.append(frames[first:stop])
                     have.append((number, number + stop - first))
                     number += stop - first
+                    num_takes += 1
+            task(num_takes, wanted)
+    task(wanted, wanted)
     return WordBank(torch.cat(stored), takes)
+
+
+@cache
+def bank_name(takes: int) -> str:
+    """Return the name of the file of a bank of `VOICES`, by what they say.
+
+    Args:
+        takes: Takes of a word by a voice.
+    """
+    sentences = [clause.words for problem in _problems() for clause in problem.clauses]
+    facts = [[voice.label for voice in VOICES], takes, sentences, FRAME_HZ]
+    return f"words-{json_digest(facts)[:16]}.safetensors"
+
+
+def made_bank(
+    folder: str, takes: int, progress: Progress | None = None, speaker: Speaker | None = None
+) -> Path:
+    """Return the file of a bank of `VOICES` in a folder; it is made if there is none.
+
+    Args:
+        folder: Folder of banks, and of the sentences that are spoken for them: if the making is
+            stopped, it goes on with the next sentence.
+        takes: Takes of a word by a voice.
+        progress: Shows the progress; ``None`` shows nothing.
+        speaker: Speaks; by default the installed voices.
+
+    Raises:
+        UserError: The voices are not installed.
+        OSError: The folder cannot be written.
+    """
+    path = Path(folder).expanduser() / bank_name(takes)
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        speaker = Synthesizer(folder) if speaker is None else speaker
+        make_bank(speaker, VOICES, _problems(), takes, progress).save(path)
+    return path
+
+
+def _problems() -> list[Problem]:
+    """Return the problems whose sentences are spoken for a bank."""
+    task = SpokenMaths()
+    return [task.problem(0, number) for number in range(_NUM_PROBLEMS)]

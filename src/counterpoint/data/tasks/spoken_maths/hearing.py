@@ -58,17 +58,24 @@ class Heard(NamedTuple):
     frames: Shaped[Tensor, "T ..."] | None = None
     frame_hz: float = 1.0
 
-    def frames_of(self, chunk: Chunk) -> Shaped[Tensor, "n ..."]:
+    def frames_of(self, chunk: Chunk, overlap: int = 0) -> Shaped[Tensor, "n ..."]:
         """Return the frames that sound in a chunk.
+
+        Args:
+            chunk: The chunk.
+            overlap: Number of frames before it that are heard again.
 
         Raises:
             UserError: The problem has no frames.
         """
         if self.frames is None:
             raise UserError("A problem that sounds must have frames: this one has words only.")
-        return self.frames[
-            round(chunk.start_s * self.frame_hz) : round(chunk.end_s * self.frame_hz)
-        ]
+        return self.frames[self.span(chunk, overlap)]
+
+    def span(self, chunk: Chunk, overlap: int = 0) -> slice:
+        """Return the numbers of the frames of a chunk; for the arguments see `frames_of`."""
+        first = max(round(chunk.start_s * self.frame_hz) - overlap, 0)
+        return slice(first, round(chunk.end_s * self.frame_hz))
 
     @property
     def wrong_s(self) -> float | None:

@@ -9,22 +9,27 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from counterpoint.config_json import encode
 from counterpoint.data.loader import HeldOutRows, Loader
 from counterpoint.data.source import ALONE, Preparation
 from counterpoint.data.tasks.items import HELD_OUT_SEED
-from counterpoint.data.tasks.spoken_maths.bank import FRAME_HZ, WordBank, read_bank
+from counterpoint.data.tasks.spoken_maths.bank import (
+    FRAME_HZ,
+    WordBank,
+    bank_name,
+    made_bank,
+    read_bank,
+)
 from counterpoint.data.tasks.spoken_maths.hearing import (
     NOTHING,
+    Chunk,
     Heard,
     at_rate,
     chunks,
@@ -32,16 +37,31 @@ from counterpoint.data.tasks.spoken_maths.hearing import (
     spoken_rounds,
     spoken_ticks,
 )
+from counterpoint.data.tasks.spoken_maths.packing import (
+    Told,
+    cut_row,
+    ended_words,
+    heard_words,
+    hearing_numbers,
+    packed,
+    side_by_side,
+    written_stream,
+)
 from counterpoint.data.tasks.spoken_maths.problems import SpokenMaths, vocabulary
 from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
 from counterpoint.literals import literals_checked
+from counterpoint.progress import Progress
 from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch, join_batches
 from counterpoint.streams.rounds import HEARD, THOUGHT, Marks, lay_out_rounds
-from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream
+from counterpoint.streams.spec import UNSET_ID, Layout, Role
 
 Arrangement = Literal["interleaved", "silent", "parallel"]
+Hearing = Literal["words", "sound"]
+
+_SOUND_FIELDS = ("hears", "bank_takes", "overlap_frames", "transcribed", "cache_folder")
+"""Fields that mean nothing where words are heard."""
 
 
 class Words:
@@ -97,9 +117,17 @@ class SpokenMathsData:
         num_held_out: Number of held-out rows of one problem each.
         seed: Seed of the problems.
         marks: Marks of the sequence.
-        bank: File of a `WordBank`, from which problems are joined; empty for words without sound.
+        hears: What is heard: "words", or the "sound" of problems that are joined from a `WordBank`.
+        bank: File of the bank; empty for that of the installed voices, which is made when it is
+            first needed, and kept in the cache and with the run.
         held_out_voice: Voice of the bank that says held-out problems only; empty if all voices say
             all problems.
+        bank_takes: Takes of a word by a voice, in the bank that is made.
+        overlap_frames: Frames before a chunk that are heard again with it: so a word at the border
+            of two chunks is heard as a whole in the second.
+        transcribed: Whether training rows have words as targets where their sound ends, which is
+            another task for the same scores. No model has to write them.
+        cache_folder: Folder of the bank, and of the sentences that are spoken for it.
     """
 
     task: SpokenMaths = field(default_factory=SpokenMaths)
@@ -115,8 +143,13 @@ class SpokenMathsData:
     num_held_out: int = 64
     seed: int = 0
     marks: Marks = field(default_factory=Marks)
+    hears: Hearing = "words"
     bank: str = ""
     held_out_voice: str = ""
+    bank_takes: int = 4
+    overlap_frames: int = 0
+    transcribed: bool = False
+    cache_folder: str = "~/.cache/counterpoint/utterances"
 
     def __post_init__(self) -> None:
         if not 0 <= self.misheard < 1 or not 0 <= self.pace_spread < 1:
@@ -124,28 +157,42 @@ class SpokenMathsData:
                 "`misheard` and `pace_spread` must be shares, at least 0 and below 1: got "
                 f"{self.misheard} and {self.pace_spread}."
             )
-        if self.bank and (self.misheard or self.held_back):
-            raise UserError(
-                "Only words are misheard or held back: leave out `misheard` and `held_back`, or "
-                "the bank."
-            )
+        self._check_hearing()
         if self.held_back < 0 or (self.held_back and self.arrangement == "parallel"):
             raise UserError(
                 "`held_back` must be at least 0, and 0 if there are no chunks: got "
                 f"{self.held_back} and the arrangement {self.arrangement!r}."
             )
 
+    def _check_hearing(self) -> None:
+        """Check that the options belong to what is heard."""
+        if self.hears == "sound" and (self.misheard or self.held_back):
+            raise UserError(
+                "Only words are misheard or held back: leave out `misheard` and `held_back`, or "
+                "let `hears` be 'words'."
+            )
+        if self.hears == "words" and (self.bank or self.overlap_frames or self.transcribed):
+            raise UserError(
+                "Only sound has a bank, overlaps or is transcribed: let `hears` be 'sound', or "
+                "leave out `bank`, `overlap_frames` and `transcribed`."
+            )
+        if self.bank_takes < 1 or self.overlap_frames < 0:
+            raise UserError(
+                "`bank_takes` must be at least 1 and `overlap_frames` at least 0: got "
+                f"{self.bank_takes} and {self.overlap_frames}."
+            )
+
     @staticmethod
     def fits(layout: Layout) -> bool:
         """Return whether a system writes words; see `DataSource.fits`."""
-        return len(layout.predicted) == 1 and _written(layout).sizes[0] >= len(Words())
+        return len(layout.predicted) == 1 and written_stream(layout).sizes[0] >= len(Words())
 
     def num_ticks(self, layout: Layout) -> int:
         """Return the number of ticks of a row; a `DataSource` method."""
         return self.row_ticks
 
     def prepare(self, system: Any, how: Preparation = ALONE) -> "PreparedMaths":
-        """Return the rows for a system; nothing is cached; see `DataSource.prepare`.
+        """Return the rows for a system; only a bank is cached; see `DataSource.prepare`.
 
         Raises:
             UserError: The rows cannot hold a problem, or the system cannot read them.
@@ -155,30 +202,31 @@ class SpokenMathsData:
                 f"A system must write one stream of at least {len(Words())} words to learn spoken "
                 "maths. Take `vocab_size` from `Words`."
             )
-        if self.arrangement == "parallel" and _heard(system.layout) is None:
+        if self.arrangement == "parallel" and heard_words(system.layout) is None:
             raise UserError(
                 "Only a system that hears a stream of words can hear and think in parallel: this "
                 f"one has {', '.join(stream.name for stream in system.layout.streams)}."
             )
-        self._check_sound(system.layout)
+        self._check_sound(system.layout, how.shown)
         return PreparedMaths(self, system.layout)
 
-    def _check_sound(self, layout: Layout) -> None:
+    def _check_sound(self, layout: Layout, progress: Progress) -> None:
         heard = next(iter(layout.by_role(Role.HEARD)), None)
         width = 0 if heard is None or heard.is_discrete else heard.width
-        wanted = opened_bank(self.bank).width if self.bank else 0
-        if width != wanted or (self.bank and self.arrangement == "parallel"):
+        sounds = self.hears == "sound"
+        wanted = self.word_bank(progress).width if sounds else 0
+        if width != wanted or (sounds and self.arrangement == "parallel"):
             raise UserError(
                 f"A system that learns spoken maths must hear {wanted or 'no'} features, in rounds "
                 f"if there are any: got {width} and the arrangement {self.arrangement!r}."
             )
-        if self.bank:
+        if sounds:
             self._voices(held_out=False)
             self._voices(held_out=True)
 
     def _voices(self, *, held_out: bool) -> list[str]:
         """Return the voices of the bank that say the problems of a split."""
-        takes = opened_bank(self.bank).takes
+        takes = self.word_bank().takes
         if self.held_out_voice and held_out:
             voices = [voice for voice in takes if voice == self.held_out_voice]
         else:
@@ -186,7 +234,7 @@ class SpokenMathsData:
         if not voices:
             raise UserError(
                 "A bank must have a voice to learn from, and the held-out one: "
-                f"{self.bank} has {', '.join(takes) or 'none'}, and `held_out_voice` is "
+                f"{self._bank_file()} has {', '.join(takes) or 'none'}, and `held_out_voice` is "
                 f"{self.held_out_voice!r}. Make a bank with more voices, or hold out another."
             )
         return voices
@@ -195,13 +243,46 @@ class SpokenMathsData:
         """Return a problem in time."""
         seed = self.seed + (HELD_OUT_SEED if held_out else 0)
         problem = self.task.problem(seed, number)
-        if not self.bank:
+        if self.hears == "words":
             heard = at_rate(problem, self.words_per_s, seed, number, self.pace_spread)
             return misheard(heard, self.misheard, seed, number) if self.misheard else heard
-        bank = opened_bank(self.bank)
+        bank = self.word_bank()
         rng = Random(f"voice {seed} {number}")
         words, frames = bank.join(problem, self._voices(held_out=held_out), rng)
         return Heard(problem, words, words[-1].end_s, frames, FRAME_HZ)
+
+    def word_bank(self, progress: Progress | None = None) -> WordBank:
+        """Return the bank, which is read once; one that nobody named is made if it is missing.
+
+        Args:
+            progress: Shows how it is made; ``None`` shows nothing.
+
+        Raises:
+            UserError: The file that is named is missing, or the voices are not installed.
+        """
+        return opened_bank(str(self._bank_file(progress)))
+
+    def _bank_file(self, progress: Progress | None = None) -> Path:
+        if self.bank:
+            return Path(self.bank).expanduser()
+        return made_bank(self.cache_folder, self.bank_takes, progress)
+
+    def file_names(self) -> dict[str, str]:
+        """Return the name of the bank, if there is one; see `KeepsFiles`."""
+        return {"bank": self.bank or bank_name(self.bank_takes)} if self.hears == "sound" else {}
+
+    def find_files(self) -> dict[str, Path]:
+        """Return the file of the bank, if there is one; see `KeepsFiles`."""
+        return {"bank": self._bank_file()} if self.hears == "sound" else {}
+
+    def with_files(self, files: Mapping[str, str]) -> "SpokenMathsData":
+        """Return the same source with its bank elsewhere; see `KeepsFiles`.
+
+        A bank that nobody named is not named by its mere name either, so that it is found in the
+        cache or made again where it is missing beside a model.
+        """
+        given = files.get("bank", self.bank)
+        return replace(self, bank="" if given == bank_name(self.bank_takes) else given)
 
 
 @cache
@@ -224,10 +305,10 @@ class PreparedMaths:
         self.layout = layout
         self.words = Words(data.marks)
         self._frames: Tensor | None = None
-        if data.bank:
-            bank = opened_bank(data.bank)
+        if data.hears == "sound":
+            bank = data.word_bank()
             self._frames = None if numbered else bank.frames
-            self.layout = _numbered(layout, len(bank.stored))
+            self.layout = hearing_numbers(layout, len(bank.stored))
 
     def batches(self, batch_rows: int, seed: int, rank: int = 0, world_size: int = 1) -> Loader:
         """Return the training batches, step by step; for the arguments see `Loader`."""
@@ -240,25 +321,32 @@ class PreparedMaths:
     def describe(self) -> str:
         """Return a phrase that says how much data there is."""
         return (
-            f"spoken maths, {self.data.arrangement}, rows of {self.data.row_ticks} ticks, "
-            f"{self.data.num_held_out} problems held out"
+            f"spoken maths in {self.data.hears}, {self.data.arrangement}, rows of "
+            f"{self.data.row_ticks} ticks, {self.data.num_held_out} problems held out"
         )
 
     @property
     def fingerprint(self) -> Mapping[str, Mapping[str, Any]]:
-        """Digest of the training data: of the options, the first problem, and the bank."""
+        """Digest of the training data: of the options, the first problem, and the bank's sounds."""
         first = " ".join(self.data.heard(0).problem.words)
-        facts = {"data": encode(self.data), "first": first}
-        if self.data.bank:
-            facts["bank"] = opened_bank(self.data.bank).digest
+        data = encode(self.data)
+        left_out = ("bank", "cache_folder") if self.data.hears == "sound" else _SOUND_FIELDS
+        facts = {"data": {k: v for k, v in data.items() if k not in left_out}, "first": first}
+        if self.data.hears == "sound":
+            facts["bank"] = self.data.word_bank().digest
         return {"problems": {"train": json_digest(facts)}}
 
     def batch(self, heard: Heard) -> Batch:
         """Return one problem as a row."""
         return self.voiced(self.laid_out([self.told(heard)])[0])
 
-    def told(self, heard: Heard) -> "Told":
-        """Return a problem as ids: rounds, or what is heard and thought in every tick."""
+    def told(self, heard: Heard, *, transcribed: bool = False) -> Told:
+        """Return a problem as ids: rounds, or what is heard and thought in every tick.
+
+        Args:
+            heard: The problem.
+            transcribed: Whether words are targets where their sound ends.
+        """
         data = self.data
         encode = self.words.ids
         if data.arrangement == "parallel":
@@ -275,46 +363,67 @@ class PreparedMaths:
             {name: torch.from_numpy(encode(words)) for name, words in one.items() if words}
             for one in rounds
         ]
+        cut = chunks(heard, data.chunk_s)[: len(parts)]
         if heard.frames is not None:
-            for part, chunk in zip(parts, chunks(heard, data.chunk_s), strict=False):
-                part[HEARD] = heard.frames_of(chunk)
+            for part, chunk in zip(parts, cut, strict=True):
+                part[HEARD] = heard.frames_of(chunk, data.overlap_frames)
         num_elements = sum(len(elements) for one in parts for elements in one.values())
-        return Told(self._length(num_elements), parts)
+        named = self._named(heard, cut) if transcribed else None
+        return Told(self._length(num_elements), parts, named)
+
+    def _named(self, heard: Heard, cut: Sequence[Chunk]) -> Int[Tensor, " n"]:
+        """Return, for every frame that is heard in some chunks, the word that ends with it."""
+        words = torch.full((round(heard.end_s * heard.frame_hz),), UNSET_ID)
+        ends = [round(word.end_s * heard.frame_hz) - 1 for word in heard.words]
+        words[ends] = torch.from_numpy(self.words.ids([word.text for word in heard.words]))
+        named = []
+        for chunk in cut:
+            both = heard.span(chunk, self.data.overlap_frames)
+            own = words[both].clone()
+            own[: heard.span(chunk).start - both.start] = UNSET_ID
+            named.append(own)
+        return torch.cat(named)
 
     def _length(self, num_words: int) -> int:
         """Return the number of ticks in which a problem is read: nothing follows its last word."""
         return schedule.next_column(self.layout, num_words) - 1
 
-    def laid_out(self, problems: Sequence["Told"]) -> list[Batch]:
+    def laid_out(self, problems: Sequence[Told]) -> list[Batch]:
         """Return problems as rows, each of its own length."""
         if self.data.arrangement == "parallel":
             given = [one.rounds[0] for one in problems]
-            ids = _side_by_side([one[THOUGHT] for one in given])
-            heard = _side_by_side([one[HEARD] for one in given])
+            ids = side_by_side([one[THOUGHT] for one in given])
+            heard = side_by_side([one[HEARD] for one in given])
             batch = self._rows(ids, heard, ids != UNSET_ID)
         else:
             places = lay_out_rounds([one.rounds for one in problems])
-            batch = self._rows(places.ids, places.heard, places.trained)
-        return [_cut(batch, row, one.length) for row, one in enumerate(problems)]
+            batch = self._rows(
+                places.ids, places.heard, places.trained, ended_words(places, problems)
+            )
+        return [cut_row(batch, row, one.length) for row, one in enumerate(problems)]
 
     def padded(self, problems: Sequence[Heard]) -> Batch:
         """Return problems as rows of one length, the longest of them."""
         rows = self.laid_out([self.told(one) for one in problems])
         longest = max(one.document_start.shape[1] for one in rows)
-        return self.voiced(join_batches([_packed([one], longest) for one in rows]))
+        return self.voiced(join_batches([packed([one], longest) for one in rows]))
 
-    def _rows(self, ids: Tensor, heard: Tensor, trained: Tensor) -> Batch:
-        written = _written(self.layout).name
-        own = _heard(self.layout)
+    def _rows(
+        self, ids: Tensor, heard: Tensor, trained: Tensor, ended: Tensor | None = None
+    ) -> Batch:
+        written = written_stream(self.layout).name
+        own = heard_words(self.layout)
         content = {written: ids}
         if own is None:
             content[written] = torch.where(heard == UNSET_ID, ids, heard)
         else:
             content[own.name] = heard
         batch = schedule.lay_out(self.layout, content)
-        targets = schedule.lay_out(
-            self.layout, {**content, written: ids.masked_fill(~trained, UNSET_ID)}
-        ).targets
+        wanted = ids.masked_fill(~trained, UNSET_ID)
+        if ended is not None:  # what follows a frame is no target: another frame, or a mark
+            before = ended[:, :-1]
+            wanted[:, 1:] = torch.where(before == UNSET_ID, wanted[:, 1:], before)
+        targets = schedule.lay_out(self.layout, {**content, written: wanted}).targets
         return replace(batch, targets=targets, elements={})
 
     def voiced(self, batch: Batch) -> Batch:
@@ -323,18 +432,6 @@ class PreparedMaths:
             return batch
         heard = next(iter(self.layout.by_role(Role.HEARD))).name
         return replace(batch, ticks={**batch.ticks, heard: self._frames[batch.ticks[heard]]})
-
-
-class Told(NamedTuple):
-    """A problem as ids.
-
-    Attributes:
-        length: Number of ticks of its row.
-        rounds: Its rounds by stream; only one if both streams go on at once.
-    """
-
-    length: int
-    rounds: list[dict[str, Tensor]]
 
 
 class _PackedProblems:
@@ -353,7 +450,7 @@ class _PackedProblems:
         laid_out = self._prepared.laid_out([one for row in told for one in row])
         rows = []
         for row in told:
-            rows.append(_packed(laid_out[: len(row)], self._prepared.data.row_ticks))
+            rows.append(packed(laid_out[: len(row)], self._prepared.data.row_ticks))
             laid_out = laid_out[len(row) :]
         return self._prepared.voiced(join_batches(rows))
 
@@ -363,7 +460,7 @@ class _PackedProblems:
         filled: list[Told] = []
         left = data.row_ticks
         for number in range(index * self._most, (index + 1) * self._most):
-            one = self._prepared.told(data.heard(number))
+            one = self._prepared.told(data.heard(number), transcribed=data.transcribed)
             if one.length > left:
                 break
             filled.append(one)
@@ -386,52 +483,3 @@ class _HeldOutProblems:
         """Return the problems with these numbers, which must be one."""
         (index,) = indices
         return self._prepared.batch(self._prepared.data.heard(int(index), held_out=True))
-
-
-def _packed(batches: Sequence[Batch], num_ticks: int) -> Batch:
-    """Return several rows as one of ``num_ticks``, each a document; the rest is filled up."""
-    lengths = [one.document_start.shape[1] for one in batches]
-    left = num_ticks - sum(lengths)
-    starts = [
-        torch.full((1, length), sum(lengths[:number]))
-        for number, length in enumerate([*lengths, left])
-    ]
-    whole = join_batches(batches, 1)
-    return replace(
-        whole,
-        ticks={name: F.pad(ids, (0, left)) for name, ids in whole.ticks.items()},
-        targets={
-            name: F.pad(ids, (0, left), value=UNSET_ID) for name, ids in whole.targets.items()
-        },
-        document_start=torch.cat(starts, 1),
-    )
-
-
-def _side_by_side(rows: Sequence[Tensor]) -> Tensor:
-    """Return ids of several problems as rows, filled up with `UNSET_ID`."""
-    return pad_sequence(list(rows), batch_first=True, padding_value=UNSET_ID)
-
-
-def _cut(batch: Batch, row: int, length: int) -> Batch:
-    """Return the first ticks of one row of a batch."""
-    cut = batch.mapped(lambda x: x[row : row + 1, :length])
-    return replace(cut, size=sum(int((ids >= 0).sum()) for ids in cut.targets.values()))
-
-
-def _written(layout: Layout) -> Stream:
-    """Return the stream that a system of words writes."""
-    return next(iter(layout.predicted))
-
-
-def _numbered(layout: Layout, number: int) -> Layout:
-    """Return a layout that hears numbers of frames instead of frames."""
-    streams = (
-        replace(one, vocab_size=number, width=None) if one.role == Role.HEARD else one
-        for one in layout.streams
-    )
-    return replace(layout, streams=tuple(streams))
-
-
-def _heard(layout: Layout) -> Stream | None:
-    """Return the stream in which a system hears words; ``None`` if it has none."""
-    return next((one for one in layout.by_role(Role.HEARD) if one.is_discrete), None)

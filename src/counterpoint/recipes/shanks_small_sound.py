@@ -1,0 +1,23 @@
+"""SHANKS on spoken maths that sounds: from log-mels to the interruption of a speaker."""
+
+from dataclasses import replace
+
+from counterpoint.recipes.shanks_small import spoken_maths_run
+from counterpoint.train.config import FineTuneConfig
+from counterpoint.train.run import Run
+
+
+def shanks_small_sound() -> Run:
+    """Train a SHANKS that hears spoken maths as sound, and interrupts who is wrong.
+
+    Problems are joined from words that the voices of the extra `voices` speak, once; ``evaluate``
+    lets a voice speak that training never hears. ``--train.fine-tune.init-from runs/shanks_small``
+    begins with a model of words, of which only the ears are new.
+    """
+    run = spoken_maths_run("interleaved", hears="sound")
+    return replace(
+        run,
+        name="shanks_small_sound",
+        data=replace(run.data, row_ticks=1280, overlap_frames=6, transcribed=True),
+        train=replace(run.train, num_steps=3000, batch_rows=4, fine_tune=FineTuneConfig()),
+    )
