@@ -28,7 +28,7 @@ from counterpoint.errors import UserError
 from counterpoint.evaluate.duplex.spoken_maths import clock_of, listen, made_by_program
 from counterpoint.evaluate.duplex.thought_kinds import KindScorer
 from counterpoint.progress import Progress
-from counterpoint.recipes.shanks_small import shanks_small, spoken_maths_run
+from counterpoint.recipes.shanks_small import spoken_maths_run
 from counterpoint.recipes.shanks_small_sound import shanks_small_sound
 from counterpoint.runtime.thinker import SystemThinker
 from counterpoint.speech.engines import SpokenWord
@@ -242,12 +242,12 @@ def test_options_of_sound_are_refused_where_words_are_heard(path: Path) -> None:
         SpokenMathsData(hears="sound", bank_takes=0)
 
 
-def test_the_recipe_of_sound_is_that_of_words_but_for_its_ears() -> None:
-    """It is made without a bank; the third voice says held-out problems only."""
+def test_the_recipe_of_sound_holds_out_the_third_voice() -> None:
+    """It is described without a bank, which is made when it is first needed."""
     run = shanks_small_sound()
     assert isinstance(run.data, SpokenMathsData)
     assert run.data.held_out_voice == VOICES[2].label
-    assert run.system == replace(shanks_small().system, heard_width=320)
+    assert run.system == shanks.small_sound()
 
 
 @pytest.mark.slow
