@@ -164,7 +164,7 @@ def evaluated(bank: str, num_problems: int, fresh: bool, one: Listener) -> dict[
     torch.set_num_threads(1)
     system, data = one.opened(bank)
     problems = chosen(data, num_problems, fresh=fresh)
-    arm = ARMS["sound" if data.hears == "sound" else data.arrangement]
+    arm = ARMS["sound" if data.sound is not None else data.arrangement]
     if one.speaks:
         arm += ", spoken"
         problems = [in_speech(own, data.held_out_voice) for own in problems]

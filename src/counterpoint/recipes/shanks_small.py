@@ -7,9 +7,9 @@ thoughts in parallel to what is heard.
 from dataclasses import replace
 from pathlib import Path
 
-from counterpoint.data.tasks.spoken_maths.bank import VOICES, read_bank
+from counterpoint.data.tasks.spoken_maths.bank import VOICES, BankConfig, read_bank
 from counterpoint.data.tasks.spoken_maths.problems import SpokenMaths
-from counterpoint.data.tasks.spoken_maths.source import Arrangement, Hearing, SpokenMathsData
+from counterpoint.data.tasks.spoken_maths.source import Arrangement, SpokenMathsData
 from counterpoint.data.tasks.spoken_maths.thoughts import Style
 from counterpoint.systems import shanks
 from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
@@ -29,24 +29,21 @@ def shanks_small() -> Run:
 def spoken_maths_run(
     arrangement: Arrangement,
     style: Style = "recalled",
-    bank: str = "",
-    hears: Hearing | None = None,
+    bank: BankConfig | str = "",
 ) -> Run:
     """Return the run of an arrangement; benchmarks/shanks_stacks.py trains several as one stack.
 
     Args:
         arrangement: What a row looks like; see `SpokenMathsData`.
         style: How thoughts are written; see `counterpoint.data.tasks.spoken_maths.thoughts`.
-        bank: File of spoken words, for a model that hears sound; its third voice, or the last of
-            fewer, says held-out problems only.
-        hears: What is heard; by default sound if there is a bank, and otherwise words. Sound
-            without a bank is that of the installed voices.
+        bank: Words that are spoken, or their file, for a model that hears sound; the third voice,
+            or the last of fewer, says held-out problems only. Empty for words without sound.
     """
-    hears = hears or ("sound" if bank else "words")
-    sounds = hears == "sound"
+    sounds = bool(bank)
     is_parallel = arrangement == "parallel"
     words = shanks.small_parallel() if is_parallel else shanks.small()
-    voices = [*read_bank(Path(bank)).takes] if bank else [voice.label for voice in VOICES]
+    file = bank if isinstance(bank, str) else bank.file
+    voices = [*read_bank(Path(file)).takes] if file else [voice.label for voice in VOICES]
     return Run(
         name=f"{'sound' if sounds else arrangement}-{style}",
         system=shanks.small_sound() if sounds else words,
@@ -55,7 +52,6 @@ def spoken_maths_run(
             arrangement=arrangement,
             row_ticks=576 if is_parallel or sounds else 320,
             num_rows=1_000_000,
-            hears=hears,
             bank=bank,
             held_out_voice=voices[:3][-1] if sounds else "",
         ),

@@ -14,6 +14,7 @@ from counterpoint.data.tasks.spoken_maths.bank import (
     FRAME_HZ,
     SILENCE,
     VOICES,
+    BankConfig,
     WordBank,
     bank_name,
     made_bank,
@@ -72,7 +73,8 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def data_of(path: Path, **more: Any) -> SpokenMathsData:
-    return SpokenMathsData(hears="sound", bank=str(path), row_ticks=640, **more)
+    sound = {name: more.pop(name) for name in ("overlap_frames", "transcribed") if name in more}
+    return SpokenMathsData(bank=BankConfig(file=str(path), **sound), row_ticks=640, **more)
 
 
 def sounding() -> Shanks:
@@ -191,13 +193,12 @@ def test_a_bank_that_nobody_named_is_made_once_and_again_if_it_is_lost(
     bank_name.cache_clear()
     opened_bank.cache_clear()
     monkeypatch.setattr(bank_module, "Synthesizer", lambda _: Beeper())
-    data = SpokenMathsData(
-        hears="sound", cache_folder=str(tmp_path), bank_takes=1, held_out_voice=VOICES[2].label
-    )
+    bank = BankConfig(cache_folder=str(tmp_path), takes=1)
+    data = SpokenMathsData(bank=bank, held_out_voice=VOICES[2].label)
     made = made_bank(str(tmp_path), 1, Progress(bar=False))
     assert "speaking words" in capsys.readouterr().err
     assert made == tmp_path / bank_name(1)
-    assert data.file_names() == {"bank": made.name} != replace(data, bank_takes=2).file_names()
+    assert data.file_names() == {"bank": made.name} != {"bank": replace(bank, takes=2).name}
     assert data.find_files() == {"bank": made}
     assert set(data.word_bank().takes) == {voice.label for voice in VOICES}
     written = made.read_bytes()
@@ -209,12 +210,13 @@ def test_a_bank_that_nobody_named_is_made_once_and_again_if_it_is_lost(
 
 
 def test_a_run_keeps_its_bank_and_finds_it_again(path: Path, tmp_path: Path) -> None:
-    data = SpokenMathsData(hears="sound", cache_folder=str(tmp_path / "none"))
-    name = bank_name(data.bank_takes)
+    bank = BankConfig(cache_folder=str(tmp_path / "none"))
+    data = SpokenMathsData(bank=bank)
+    name = bank_name(bank.takes)
     kept = tmp_path / name
     kept.write_bytes(path.read_bytes())
     found = data.with_files({"bank": str(kept)})
-    assert found.bank == str(kept)
+    assert found.bank == replace(bank, file=str(kept))
     assert found.word_bank().digest == read_bank(path).digest
     assert found.with_files({"bank": name}) == data  # as in an exported model
     assert data.with_files({}) == data
@@ -232,14 +234,14 @@ def test_the_place_of_a_bank_is_no_part_of_the_data(path: Path, tmp_path: Path) 
     assert found[0] != data_of(path, overlap_frames=6).prepare(model).fingerprint
 
 
-def test_options_of_sound_are_refused_where_words_are_heard(path: Path) -> None:
-    for options in ({"bank": str(path)}, {"overlap_frames": 6}, {"transcribed": True}):
-        with pytest.raises(UserError, match="Only sound has a bank"):
-            SpokenMathsData(**options)  # type: ignore[arg-type]
+def test_options_of_sound_are_checked(path: Path) -> None:
+    assert SpokenMathsData(bank=str(path)).sound == BankConfig(file=str(path))
     with pytest.raises(UserError, match="Only words are misheard"):
-        SpokenMathsData(hears="sound", misheard=0.1)
+        SpokenMathsData(bank=BankConfig(), misheard=0.1)
     with pytest.raises(UserError, match="at least 1"):
-        SpokenMathsData(hears="sound", bank_takes=0)
+        BankConfig(takes=0)
+    with pytest.raises(UserError, match="Only sound has a bank"):
+        SpokenMathsData().word_bank()
 
 
 def test_the_recipe_of_sound_holds_out_the_third_voice() -> None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -100,6 +101,46 @@ class WordBank(NamedTuple):
     def save(self, path: Path) -> None:
         """Write the bank to a file."""
         write_tensors(path, {"stored": self.stored}, {"takes": json.dumps(self.takes)})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BankConfig:
+    """How problems sound.
+
+    Attributes:
+        file: File of a `WordBank`; empty for that of `VOICES`, which is made when it is first
+            needed, and kept in the cache and with the run.
+        takes: Takes of a word by a voice, in the bank that is made.
+        overlap_frames: Frames before a chunk that are heard again with it: so a word at the border
+            of two chunks is heard as a whole in the second.
+        transcribed: Whether training rows have words as targets where their sound ends, which is
+            another task for the same scores. No model has to write them.
+        cache_folder: Folder of the bank, and of the sentences that are spoken for it.
+    """
+
+    file: str = ""
+    takes: int = 4
+    overlap_frames: int = 0
+    transcribed: bool = False
+    cache_folder: str = "~/.cache/counterpoint/utterances"
+
+    def __post_init__(self) -> None:
+        if self.takes < 1 or self.overlap_frames < 0:
+            raise UserError(
+                "`takes` must be at least 1 and `overlap_frames` at least 0: got "
+                f"{self.takes} and {self.overlap_frames}."
+            )
+
+    @property
+    def name(self) -> str:
+        """The file as it was named, or the name of the one that is made."""
+        return self.file or bank_name(self.takes)
+
+    def path(self, progress: Progress | None = None) -> Path:
+        """Return the file; one that nobody named is made if it is missing; see `made_bank`."""
+        if self.file:
+            return Path(self.file).expanduser()
+        return made_bank(self.cache_folder, self.takes, progress)
 
 
 def read_bank(path: Path) -> WordBank:

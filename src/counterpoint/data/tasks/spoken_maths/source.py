@@ -22,9 +22,9 @@ from counterpoint.data.source import ALONE, Preparation
 from counterpoint.data.tasks.items import HELD_OUT_SEED
 from counterpoint.data.tasks.spoken_maths.bank import (
     FRAME_HZ,
+    BankConfig,
     WordBank,
     bank_name,
-    made_bank,
     read_bank,
 )
 from counterpoint.data.tasks.spoken_maths.hearing import (
@@ -58,10 +58,6 @@ from counterpoint.streams.rounds import HEARD, THOUGHT, Marks, lay_out_rounds
 from counterpoint.streams.spec import UNSET_ID, Layout, Role
 
 Arrangement = Literal["interleaved", "silent", "parallel"]
-Hearing = Literal["words", "sound"]
-
-_SOUND_FIELDS = ("hears", "bank_takes", "overlap_frames", "transcribed", "cache_folder")
-"""Fields that mean nothing where words are heard."""
 
 
 class Words:
@@ -117,17 +113,10 @@ class SpokenMathsData:
         num_held_out: Number of held-out rows of one problem each.
         seed: Seed of the problems.
         marks: Marks of the sequence.
-        hears: What is heard: "words", or the "sound" of problems that are joined from a `WordBank`.
-        bank: File of the bank; empty for that of the installed voices, which is made when it is
-            first needed, and kept in the cache and with the run.
+        bank: Words that are spoken, from which problems are joined, or their file; empty for
+            words without sound.
         held_out_voice: Voice of the bank that says held-out problems only; empty if all voices say
             all problems.
-        bank_takes: Takes of a word by a voice, in the bank that is made.
-        overlap_frames: Frames before a chunk that are heard again with it: so a word at the border
-            of two chunks is heard as a whole in the second.
-        transcribed: Whether training rows have words as targets where their sound ends, which is
-            another task for the same scores. No model has to write them.
-        cache_folder: Folder of the bank, and of the sentences that are spoken for it.
     """
 
     task: SpokenMaths = field(default_factory=SpokenMaths)
@@ -143,13 +132,8 @@ class SpokenMathsData:
     num_held_out: int = 64
     seed: int = 0
     marks: Marks = field(default_factory=Marks)
-    hears: Hearing = "words"
-    bank: str = ""
+    bank: BankConfig | str = ""
     held_out_voice: str = ""
-    bank_takes: int = 4
-    overlap_frames: int = 0
-    transcribed: bool = False
-    cache_folder: str = "~/.cache/counterpoint/utterances"
 
     def __post_init__(self) -> None:
         if not 0 <= self.misheard < 1 or not 0 <= self.pace_spread < 1:
@@ -157,30 +141,28 @@ class SpokenMathsData:
                 "`misheard` and `pace_spread` must be shares, at least 0 and below 1: got "
                 f"{self.misheard} and {self.pace_spread}."
             )
-        self._check_hearing()
+        if self.bank and (self.misheard or self.held_back):
+            raise UserError(
+                "Only words are misheard or held back: leave out `misheard` and `held_back`, or "
+                "the bank."
+            )
         if self.held_back < 0 or (self.held_back and self.arrangement == "parallel"):
             raise UserError(
                 "`held_back` must be at least 0, and 0 if there are no chunks: got "
                 f"{self.held_back} and the arrangement {self.arrangement!r}."
             )
 
-    def _check_hearing(self) -> None:
-        """Check that the options belong to what is heard."""
-        if self.hears == "sound" and (self.misheard or self.held_back):
-            raise UserError(
-                "Only words are misheard or held back: leave out `misheard` and `held_back`, or "
-                "let `hears` be 'words'."
-            )
-        if self.hears == "words" and (self.bank or self.overlap_frames or self.transcribed):
-            raise UserError(
-                "Only sound has a bank, overlaps or is transcribed: let `hears` be 'sound', or "
-                "leave out `bank`, `overlap_frames` and `transcribed`."
-            )
-        if self.bank_takes < 1 or self.overlap_frames < 0:
-            raise UserError(
-                "`bank_takes` must be at least 1 and `overlap_frames` at least 0: got "
-                f"{self.bank_takes} and {self.overlap_frames}."
-            )
+    @property
+    def sound(self) -> BankConfig | None:
+        """How problems sound; ``None`` where words are heard."""
+        if isinstance(self.bank, str):
+            return BankConfig(file=self.bank) if self.bank else None
+        return self.bank
+
+    @property
+    def overlap_frames(self) -> int:
+        """Frames before a chunk that are heard again with it."""
+        return 0 if self.sound is None else self.sound.overlap_frames
 
     @staticmethod
     def fits(layout: Layout) -> bool:
@@ -213,7 +195,7 @@ class SpokenMathsData:
     def _check_sound(self, layout: Layout, progress: Progress) -> None:
         heard = next(iter(layout.by_role(Role.HEARD)), None)
         width = 0 if heard is None or heard.is_discrete else heard.width
-        sounds = self.hears == "sound"
+        sounds = self.sound is not None
         wanted = self.word_bank(progress).width if sounds else 0
         if width != wanted or (sounds and self.arrangement == "parallel"):
             raise UserError(
@@ -234,7 +216,7 @@ class SpokenMathsData:
         if not voices:
             raise UserError(
                 "A bank must have a voice to learn from, and the held-out one: "
-                f"{self._bank_file()} has {', '.join(takes) or 'none'}, and `held_out_voice` is "
+                f"it has {', '.join(takes) or 'none'}, and `held_out_voice` is "
                 f"{self.held_out_voice!r}. Make a bank with more voices, or hold out another."
             )
         return voices
@@ -243,7 +225,7 @@ class SpokenMathsData:
         """Return a problem in time."""
         seed = self.seed + (HELD_OUT_SEED if held_out else 0)
         problem = self.task.problem(seed, number)
-        if self.hears == "words":
+        if self.sound is None:
             heard = at_rate(problem, self.words_per_s, seed, number, self.pace_spread)
             return misheard(heard, self.misheard, seed, number) if self.misheard else heard
         bank = self.word_bank()
@@ -252,28 +234,25 @@ class SpokenMathsData:
         return Heard(problem, words, words[-1].end_s, frames, FRAME_HZ)
 
     def word_bank(self, progress: Progress | None = None) -> WordBank:
-        """Return the bank, which is read once; one that nobody named is made if it is missing.
+        """Return the bank, which is read once.
 
         Args:
-            progress: Shows how it is made; ``None`` shows nothing.
+            progress: Shows how it is made, if it has no file; ``None`` shows nothing.
 
         Raises:
-            UserError: The file that is named is missing, or the voices are not installed.
+            UserError: Words are heard, the file is missing, or there are no voices.
         """
-        return opened_bank(str(self._bank_file(progress)))
-
-    def _bank_file(self, progress: Progress | None = None) -> Path:
-        if self.bank:
-            return Path(self.bank).expanduser()
-        return made_bank(self.cache_folder, self.bank_takes, progress)
+        if self.sound is None:
+            raise UserError("Only sound has a bank: give `bank`, for words are heard without.")
+        return opened_bank(str(self.sound.path(progress)))
 
     def file_names(self) -> dict[str, str]:
         """Return the name of the bank, if there is one; see `KeepsFiles`."""
-        return {"bank": self.bank or bank_name(self.bank_takes)} if self.hears == "sound" else {}
+        return {} if self.sound is None else {"bank": self.sound.name}
 
     def find_files(self) -> dict[str, Path]:
         """Return the file of the bank, if there is one; see `KeepsFiles`."""
-        return {"bank": self._bank_file()} if self.hears == "sound" else {}
+        return {} if self.sound is None else {"bank": self.sound.path()}
 
     def with_files(self, files: Mapping[str, str]) -> "SpokenMathsData":
         """Return the same source with its bank elsewhere; see `KeepsFiles`.
@@ -281,8 +260,11 @@ class SpokenMathsData:
         A bank that nobody named is not named by its mere name either, so that it is found in the
         cache or made again where it is missing beside a model.
         """
-        given = files.get("bank", self.bank)
-        return replace(self, bank="" if given == bank_name(self.bank_takes) else given)
+        if self.sound is None or "bank" not in files:
+            return self
+        given = files["bank"]
+        file = "" if given == bank_name(self.sound.takes) else given
+        return replace(self, bank=replace(self.sound, file=file))
 
 
 @cache
@@ -305,7 +287,7 @@ class PreparedMaths:
         self.layout = layout
         self.words = Words(data.marks)
         self._frames: Tensor | None = None
-        if data.hears == "sound":
+        if data.sound is not None:
             bank = data.word_bank()
             self._frames = None if numbered else bank.frames
             self.layout = hearing_numbers(layout, len(bank.stored))
@@ -320,8 +302,9 @@ class PreparedMaths:
 
     def describe(self) -> str:
         """Return a phrase that says how much data there is."""
+        heard = "words" if self.data.sound is None else "sound"
         return (
-            f"spoken maths in {self.data.hears}, {self.data.arrangement}, rows of "
+            f"spoken maths in {heard}, {self.data.arrangement}, rows of "
             f"{self.data.row_ticks} ticks, {self.data.num_held_out} problems held out"
         )
 
@@ -329,11 +312,13 @@ class PreparedMaths:
     def fingerprint(self) -> Mapping[str, Mapping[str, Any]]:
         """Digest of the training data: of the options, the first problem, and the bank's sounds."""
         first = " ".join(self.data.heard(0).problem.words)
-        data = encode(self.data)
-        left_out = ("bank", "cache_folder") if self.data.hears == "sound" else _SOUND_FIELDS
-        facts = {"data": {k: v for k, v in data.items() if k not in left_out}, "first": first}
-        if self.data.hears == "sound":
-            facts["bank"] = self.data.word_bank().digest
+        data = self.data
+        if data.sound is None:
+            facts = {"data": encode(data), "first": first}
+        else:
+            placeless = replace(data.sound, file="", cache_folder="")
+            bank = data.word_bank().digest
+            facts = {"data": encode(replace(data, bank=placeless)), "first": first, "bank": bank}
         return {"problems": {"train": json_digest(facts)}}
 
     def batch(self, heard: Heard) -> Batch:
@@ -457,10 +442,11 @@ class _PackedProblems:
     def _row(self, index: int) -> list[Told]:
         """Return the problems of a row: as many as fit."""
         data = self._prepared.data
+        transcribed = data.sound is not None and data.sound.transcribed
         filled: list[Told] = []
         left = data.row_ticks
         for number in range(index * self._most, (index + 1) * self._most):
-            one = self._prepared.told(data.heard(number), transcribed=data.transcribed)
+            one = self._prepared.told(data.heard(number), transcribed=transcribed)
             if one.length > left:
                 break
             filled.append(one)
