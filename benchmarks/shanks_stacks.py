@@ -43,7 +43,7 @@ from counterpoint.data.tasks.spoken_maths.thoughts import Style
 from counterpoint.evaluate.duplex.thought_kinds import KindScorer
 from counterpoint.processes import work_in_processes
 from counterpoint.recipes.shanks_small import spoken_maths_run
-from counterpoint.speech.voices import JOE_FORMANTS, Synthesizer, Voice
+from counterpoint.speech.voices import JOE_FORMANTS, Synthesizer, find_voices
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.rounds import HEARD
 from counterpoint.systems import build_system, system_layout
@@ -83,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     talking = parts.add_parser("bank")
     talking.add_argument("--takes", type=int, default=4, help="of every word by every voice")
     talking.add_argument("--out", type=Path, required=True)
+    joes = [f"piper:joe:{formant:g}" for formant in JOE_FORMANTS]
+    talking.add_argument("--voices", nargs="+", default=joes, help="such as kokoro:jm_kumo")
     training = parts.add_parser("train")
     training.add_argument("--steps", type=int, default=0, help="0: as many as fit into --seconds")
     training.add_argument(
@@ -104,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         one.add_argument("--folder", type=Path, required=True, help="folder of the problems")
     options = parser.parse_args(argv)
     if options.part == "bank":
-        voices = [Voice(formant=formant) for formant in JOE_FORMANTS]
+        voices = find_voices(options.voices)
         problems = (SpokenMaths().problem(0, number) for number in range(400))
         make_bank(Synthesizer(), voices, problems, options.takes).save(options.out)
     elif options.part == "make":

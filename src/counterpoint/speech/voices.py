@@ -46,7 +46,7 @@ class Voice:
         pace: Factor of all durations.
     """
 
-    engine: Literal["piper", "flite", "espeak"] = "piper"
+    engine: Literal["piper", "flite", "espeak", "kokoro"] = "piper"
     name: str = "joe"
     formant: float = 1.0
     pace: float = 1.0
