@@ -221,7 +221,8 @@ def test_a_run_keeps_its_bank_and_finds_it_again(path: Path, tmp_path: Path) -> 
     assert found.with_files({"bank": name}) == data  # as in an exported model
     assert data.with_files({}) == data
     words = SpokenMathsData()
-    assert words.file_names() == words.find_files() == {}
+    assert words.file_names() == {}
+    assert words.find_files() == {}
     assert words.with_files({}) == words
 
 

@@ -121,10 +121,10 @@ def test_counter_takes_an_order_once_and_back_for_good() -> None:
     with pytest.raises(ConnectionError):
         world.order("a", **slots)
     world.order("a", **slots)
-    assert world.in_force == ((ORDER, slots),)
+    assert list(world.in_force) == [(ORDER, slots)]
     world.take_back("a")
     world.order("a", **slots)
-    assert world.in_force == ()
+    assert not list(world.in_force)
     (tool,) = world.tools()
     assert tool.say is not None
     said = {"ordered": {"coffeeDrink": "mocha", "size": "small", "milkAmount": "some cream"}}
