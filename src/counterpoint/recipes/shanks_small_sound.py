@@ -23,7 +23,7 @@ def shanks_small_sound() -> Run:
     return replace(
         run,
         name="shanks_small_sound",
-        # Two problems fit into a row; the attention of longer rows costs more than it saves.
+        # One or two problems fit into a row; the attention of longer ones costs more than it saves.
         data=replace(data, row_ticks=704),
         train=replace(run.train, num_steps=5000, batch_rows=4, fine_tune=FineTuneConfig()),
         minutes=60.0,

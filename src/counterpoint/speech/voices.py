@@ -26,6 +26,9 @@ from counterpoint.speech.sayable import check_sayable, sayable_pieces
 JOE_FORMANTS = (0.88, 1.0, 1.15, 1.3, 1.45)
 """Formants that make five speakers of one voice."""
 
+SLOW = ("kokoro",)
+"""Engines whose voices must be named, because they take nearly as long to speak as a person."""
+
 _FORMAT = {"format": "counterpoint-utterance", "version": "1"}
 _FRAME_S = 0.005
 _QUIET_DB = -45.0
@@ -191,11 +194,17 @@ def join_utterances(parts: Sequence[Spoken], silence: int, sample_rate: int) -> 
     return Spoken(audio=torch.cat(audio[:-1]), words=tuple(words))
 
 
-def available_voices() -> tuple[Voice, ...]:
-    """Return every speaker of the installed engines, Piper's five first."""
+def available_voices(*, also_slow: bool = False) -> tuple[Voice, ...]:
+    """Return the speakers of the installed engines, Piper's five first.
+
+    Args:
+        also_slow: Whether those of engines are among them that speak hardly faster than a person
+            does, and must be named to be used.
+    """
     return tuple(
         Voice(engine=engine, name=name, formant=formant)  # type: ignore[arg-type]
         for engine, kind in ENGINES.items()
+        if also_slow or engine not in SLOW
         for name in kind.names()
         for formant in (JOE_FORMANTS if engine == "piper" else (1.0,))
     )
@@ -211,7 +220,7 @@ def find_voices(names: Sequence[str]) -> tuple[Voice, ...]:
         UserError: There is no such voice here, or the formant is no number.
     """
     known: dict[tuple[str, str], Voice] = {
-        (voice.engine, voice.name): voice for voice in available_voices()
+        (voice.engine, voice.name): voice for voice in available_voices(also_slow=True)
     }
     voices = []
     for text in names:

@@ -71,6 +71,11 @@ def begin_from(system: nn.Module, config: FineTuneConfig, seed: int) -> None:
     own = encode(getattr(system, "config", None))
     changed = _changed(system, found, own)
     free = {*getattr(system, "free_fields", ()), *changed}
+    if changed and config.low_rank is not None:
+        raise UserError(
+            f"`low_rank` must be left out if `{next(iter(changed))}` is another than in {path}: "
+            "weights that begin anew would stay random. Train all weights."
+        )
     if changed:
         weights = _with_fresh(system, weights, seed, changed)
     difference = first_difference(without(found, free), without(own, free))

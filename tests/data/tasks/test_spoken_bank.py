@@ -204,8 +204,13 @@ def test_a_bank_that_nobody_named_is_made_once_and_again_if_it_is_lost(
     written = made.read_bytes()
     made.unlink()
     opened_bank.cache_clear()
+    assert data.find_files() == {}  # nothing is spoken to export a model
+    assert set(data.word_bank().takes) == {voice.label for voice in VOICES}
     assert data.find_files() == {"bank": made}
     assert made.read_bytes() == written
+    missing = SpokenMathsData(bank=str(tmp_path / "none.safetensors"))
+    with pytest.raises(UserError, match="is missing"):
+        missing.find_files()
     bank_name.cache_clear()
 
 

@@ -3,9 +3,10 @@
 The package `bfcl-eval` (Apache-2.0) holds conversations about a file system, tickets, messages,
 posts, shares, journeys and a car, the right calls of every turn, and the APIs as plain Python
 objects with a state. A request is one turn of the user; the right calls of the turns before it were
-made. The judge is the leaderboard's own: what the objects hold in the end, compared with what they
-hold after the right calls. A mocked API runs all calls that are in force anew from the start, so
-any call can be taken back.
+made. The judge is the first half of the leaderboard's own: what the objects hold in the end,
+compared with what they hold after the right calls; what calls return, which it compares too, is
+left out. A mocked API runs all calls that are in force anew from the start, so any call can be
+taken back. A call that was refused because of an earlier one is not made again when that is.
 
 Nothing of the package is here; of its modules only the APIs and their tables are imported, which
 need nothing else.

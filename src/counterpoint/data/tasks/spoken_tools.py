@@ -198,6 +198,8 @@ def wanted_call(text: str, call: PlainCall) -> WantedCall | None:
 
 def _known_after(text: str, value: str) -> int:
     """Return the number of words up to the end of a value in a text; 0 if it is not there."""
+    if not value:
+        return 0
     found = re.search(rf"(?<!\w){re.escape(value.lower())}(?!\w)", text.lower())
     return len(text[: found.end()].split()) if found else 0
 

@@ -136,11 +136,14 @@ class BankConfig:
         """The file as it was named, or the name of the one that is made."""
         return self.file or bank_name(self.takes)
 
+    @property
+    def place(self) -> Path:
+        """Where the file is, or will be when it is made."""
+        return Path(self.file or Path(self.cache_folder) / self.name).expanduser()
+
     def path(self, progress: Progress | None = None) -> Path:
         """Return the file; one that nobody named is made if it is missing; see `made_bank`."""
-        if self.file:
-            return Path(self.file).expanduser()
-        return made_bank(self.cache_folder, self.takes, progress)
+        return self.place if self.file else made_bank(self.cache_folder, self.takes, progress)
 
 
 def read_bank(path: Path) -> WordBank:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from counterpoint.config_json import encode
 from counterpoint.data.loader import HeldOutRows, Loader
-from counterpoint.data.source import ALONE, Preparation
+from counterpoint.data.source import ALONE, Preparation, existing_files
 from counterpoint.data.tasks.items import HELD_OUT_SEED
 from counterpoint.data.tasks.spoken_maths.bank import (
     FRAME_HZ,
@@ -251,8 +251,13 @@ class SpokenMathsData:
         return {} if self.sound is None else {"bank": self.sound.name}
 
     def find_files(self) -> dict[str, Path]:
-        """Return the file of the bank, if there is one; see `KeepsFiles`."""
-        return {} if self.sound is None else {"bank": self.sound.path()}
+        """Return the file of the bank, if there is one; see `KeepsFiles`.
+
+        A bank that was not made yet, and that nobody named, is left out.
+        """
+        if self.sound is None or not (self.sound.file or self.sound.place.is_file()):
+            return {}
+        return existing_files({"bank": str(self.sound.place)})
 
     def with_files(self, files: Mapping[str, str]) -> "SpokenMathsData":
         """Return the same source with its bank elsewhere; see `KeepsFiles`.
