@@ -62,7 +62,10 @@ def conversation(order: HangingOrder, *thoughts: str) -> Cascade:
     written = iter(thoughts)
 
     def think(scene: Scene) -> Iterator[str]:
-        yield next(written, "")
+        thought = next(written, "")
+        if thought == TAKEN_BACK:  # what has not begun is only dropped
+            order.begun.wait(5)
+        yield thought
 
     engines = replace(stage.engines(), think=think)
     rules = CascadeRules(trigger=FixedChunks(chunk_s=0.5))
@@ -71,6 +74,11 @@ def conversation(order: HangingOrder, *thoughts: str) -> Cascade:
         cascade.hear(stage.sound(word))
         time.sleep(0.02)
     assert order.begun.wait(5)
+    until_s = time.monotonic() + 5
+    while TAKEN_BACK in thoughts and not cascade.timeline().where(kind="cancel"):
+        assert time.monotonic() < until_s
+        cascade.hear(stage.sound("too"))
+        time.sleep(0.02)
     return cascade
 
 
