@@ -4,7 +4,7 @@ The grid is `counterpoint.recipes.compression`: compressors x rates x slots, and
 after a fixed length, at words or where a router finds an end. The tasks are `logbook` (every log
 asks for its whole) and `navon`, half as long as usual. Six lanes (two tasks, three seeds) of an arm
 learn as one stack; arms are run in the declared order until the time is over, and the results of
-every finished arm are kept. On a GPU:
+every finished arm are kept: the same command goes on with the others. On a GPU:
 
     python benchmarks/bench_compression.py --device cuda --seconds 65 --out runs/compression
     python benchmarks/bench_compression.py --table benchmarks/results/compression.parquet
@@ -137,8 +137,10 @@ def main() -> None:
         return
     arms = [one for one in compression_arms() if not args.arms or one.name in args.arms]
     shared = (deadline, args.seeds, train, args.device, args.batches)
-    works = [partial(run_in_time, arm, *shared) for arm in arms]
-    for done in run_arms(works, args.workers, args.out / "compression.parquet"):
+    works = {arm.name: partial(run_in_time, arm, *shared) for arm in arms}
+    lanes = product(TASKS, args.seeds)
+    path = args.out / "compression.parquet"
+    for done in run_arms(works, lanes, args.num_steps, args.workers, path):
         right = ", ".join(f"{100 * kind_of(one)['right']:.0f}" for one in done if one["answers"])
         print(
             f"{done[0]['arm']:24} whole {right} %; trained after "

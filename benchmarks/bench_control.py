@@ -352,8 +352,10 @@ def main() -> None:
     prepare(args.arms, setting)
     if args.prepare:
         return
-    works = [partial(run_in_time, arm, setting) for arm in args.arms]
-    for done in run_arms(works, args.workers, args.out / "control.parquet"):
+    works = {arm: partial(run_in_time, arm, setting) for arm in args.arms}
+    lanes = [(*lane, seed) for lane, seed in product(setting.lanes, setting.seeds)]
+    path = args.out / "control.parquet"
+    for done in run_arms(works, lanes, args.num_steps, args.workers, path):
         print(f"{done[0]['arm']:18} {done[-1]['seconds']:.1f} s", flush=True)
 
 

@@ -5,7 +5,7 @@ import multiprocessing
 import pickle
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from itertools import product
@@ -22,7 +22,7 @@ from counterpoint.data.tasks.part_whole.navon import Navon
 from counterpoint.data.tasks.source import PreparedTask, TaskData
 from counterpoint.evaluate.statistics import bootstrap_ratio
 from counterpoint.files import whole_file
-from counterpoint.recipes.cells import write_records
+from counterpoint.recipes.cells import read_records, write_records
 from counterpoint.recipes.compression import RATES, ROW_TICKS
 from counterpoint.streams.spec import Layout
 from counterpoint.systems.contract import System
@@ -70,17 +70,45 @@ def prepare_lanes(folder: Path, seeds: Sequence[int], train: TrainConfig, layout
 
 
 def run_arms(
-    works: Iterable[Callable[[], list[Record]]], num_workers: int, path: Path
+    works: Mapping[str, Callable[[], list[Record]]],
+    lanes: Iterable[tuple[Any, ...]],
+    num_steps: int,
+    num_workers: int,
+    path: Path,
 ) -> Iterator[list[Record]]:
-    """Do the work of arms in several processes; yield and keep the records of each one at once."""
-    records: list[Record] = []
+    """Do the work of arms in several processes; yield and keep the records of each one at once.
+
+    Arms of which the file has records are left out, so a run that was stopped goes on.
+
+    Args:
+        works: What makes the records of each arm.
+        lanes: Task, what is trained (where that differs) and seed of each lane of an arm.
+        num_steps: Steps of every lane.
+        num_workers: Processes.
+        path: The Parquet file.
+    """
+    records = read_records(path) if path.exists() else []
+    wanted = {(*lane, num_steps) for lane in lanes}
+    for arm in (finished := {record["arm"] for record in records}):
+        found = {_lane(record) for record in records if record["arm"] == arm}
+        if not found <= wanted:
+            raise SystemExit(
+                f"{path} must be new or have the lanes that are wanted now: {arm} has "
+                f"{sorted(found)}, wanted are {sorted(wanted)}. Name another --out."
+            )
     with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
-        for job in as_completed([pool.submit(work) for work in works]):
+        left = [work for arm, work in works.items() if arm not in finished]
+        for job in as_completed([pool.submit(work) for work in left]):
             done = job.result()
             if done:
                 records += done
                 write_records(path, records)
                 yield done
+
+
+def _lane(record: Record) -> tuple[Any, ...]:
+    names = ("task", "trained", "seed", "steps")
+    return tuple(record[name] for name in names if name in record)
 
 
 def recorded(
