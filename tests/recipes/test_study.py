@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from counterpoint.blocks.low_rank import LowRankConfig
 from counterpoint.blocks.ramp import RampConfig
@@ -319,6 +320,31 @@ def test_every_stage_of_a_ramp_is_timed(tmp_path: Path, monkeypatch: pytest.Monk
     run = replace(arm, system=system, train=replace(arm.train, num_steps=15))
     time_run(run, World(), Progress(quiet=True), Plan(block_ticks=study.block_ticks), 0.0)
     assert steps == [0, 1, 2, 0, 3, 4, 5, 3, 6, 7, 8, 9]
+
+
+def test_a_trial_learns_nothing_however_high_the_rate_of_a_later_stage_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first steps lack the warm-up, so a rate that the training bears could end the trial."""
+    study = tiny_study(tmp_path)
+    arm = study.arms[1]
+    found: list[dict[str, Tensor]] = []
+    at_step = TwoStream.at_step
+
+    def seen(system: TwoStream, step: int, num_steps: int) -> None:
+        found.append({name: weight.clone() for name, weight in system.state_dict().items()})
+        at_step(system, step, num_steps)
+
+    monkeypatch.setattr(TwoStream, "at_step", seen)
+    optimizer = replace(arm.train.optimizer, lr=1e30, muon_lr=1e30)
+    schedule = replace(arm.train.schedule, warmup_steps=6)
+    train = replace(arm.train, num_steps=15, optimizer=optimizer, schedule=schedule)
+    system = replace(two_config(), ramp=RampConfig(start_ticks=1, share=0.4))
+    run = replace(arm, system=system, train=train)
+    timing = time_run(run, World(), Progress(quiet=True), Plan(block_ticks=study.block_ticks), 0.0)
+    assert timing.step_s > 0
+    assert len(found) == 12
+    assert all(torch.equal(one[name], found[0][name]) for one in found for name in one)
 
 
 def test_minutes_are_those_of_the_study(tmp_path: Path) -> None:

@@ -266,7 +266,7 @@ def prepared_by(world: World, progress: Progress, block_ticks: int | None) -> Pr
 
 
 def time_run(run: Run, world: World, progress: Progress, plan: Plan, seconds: float) -> RunTiming:
-    """Take some steps of a run and discard them; all processes must call this.
+    """Compute some steps of a run without learning from them; all processes must call this.
 
     The first step, in which buffers are allocated and kernels compiled, does not count.
 
@@ -313,19 +313,23 @@ def time_run(run: Run, world: World, progress: Progress, plan: Plan, seconds: fl
 
 
 def _step_seconds(trainer: Trainer, world: World, seconds: float) -> float:
-    """Return the mean seconds of a step over the stages of a training, each of which is timed."""
+    """Return the mean seconds of a step over the stages of a training, each of which is timed.
+
+    Nothing is learned: the first steps of a later stage have the highest learning rate, with which
+    a model without the steps before them may diverge.
+    """
     stop = StopSignal()
     num_steps = trainer.config.num_steps
     starts = trainer.contract.stages(num_steps)
     total_s = 0.0
     for start, end in pairwise((*starts, num_steps)):
         trainer.state.counters.step = start
-        trainer.step(stop)
+        trainer.step(stop, learns=False)
         begin = time.perf_counter()
         taken = 0
         while taken < 3 or world.from_first(time.perf_counter() - begin < seconds / len(starts)):
             trainer.state.counters.step = start + (taken + 1) % (end - start)
-            trainer.step(stop)
+            trainer.step(stop, learns=False)
             taken += 1
         total_s += (end - start) * (time.perf_counter() - begin) / taken
     return total_s / num_steps

@@ -137,8 +137,13 @@ class Trainer:
         enabled = self.dtype == torch.bfloat16
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
-    def step(self, stop: StopSignal) -> StepNumbers:
+    def step(self, stop: StopSignal, *, learns: bool = True) -> StepNumbers:
         """Learn from the next batch; a stop signal of any process reaches all processes.
+
+        Args:
+            stop: The signal of this process.
+            learns: Whether the weights change. A step that is only timed computes all the same,
+                with a learning rate of 0.
 
         Raises:
             DivergedError: The loss or the gradient is not finite.
@@ -168,7 +173,7 @@ class Trainer:
                 f"Loss and gradient must be finite: step {counters.step + 1} has a loss of "
                 f"{nats} nats and a gradient of length {grad_norm}."
             )
-        lr = self._update(parameters, norm, batch.kind)
+        lr = self._update(parameters, norm, batch.kind, learns=learns)
         flops_per_tick = self.objective.flops_per_tick(
             num_ticks, training=True, predicted=batch.targets
         )
@@ -255,12 +260,14 @@ class Trainer:
         }
         return together, totals.tolist()
 
-    def _update(self, parameters: list[nn.Parameter], norm: Tensor, kind: str) -> float:
+    def _update(
+        self, parameters: list[nn.Parameter], norm: Tensor, kind: str, *, learns: bool
+    ) -> float:
         """Clip the gradient, take the step, and return AdamW's learning rate in it."""
         config = self.config
         if config.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, norm, foreach=True)
-        ratio = step_lr_ratio(config, self.state.counters.step)
+        ratio = step_lr_ratio(config, self.state.counters.step) if learns else 0.0
         ratio *= config.optimizer.kind_lr_factor(kind)
         optimizer = self.state.optimizers.for_kind(kind)
         optimizer.set_lr(ratio)
