@@ -2,10 +2,11 @@
 
     python benchmarks/lslm_further.py --pack PACK --work FOLDER --steps 600 --out LANE [--init RUN]
 
-It can be stopped and started again. Rows of like length share a batch, so that little is padded.
-Held-out rows are read every 80 steps, and the weights that read them best are kept. `--items 20`
-learns 20 utterances by heart in silence: can the model say at all what it reads? `lslm_scores.py`
-reads what `--rows` lets the model say, and `--words` counts word errors here.
+It can be stopped, and started again with the same options and the same pack. Rows of like length
+share a batch, so that little is padded. Held-out rows are read every 80 steps, and the weights that
+read them best are kept. `--items 20` learns 20 utterances by heart in silence: can the model say at
+all what it reads? `lslm_scores.py` reads what `--rows` lets the model say, and `--words` counts
+word errors here.
 """
 
 import argparse
@@ -18,12 +19,14 @@ from typing import Any
 
 import torch
 from lslm_limits import FIRST, bits, words
-from lslm_rows import KINDS, SILENCE, unpacked
+from lslm_rows import KINDS, SILENCE, digests_of, unpacked
 from lslm_stacks import ARMS, measured, say
 from record import finish
 
 from counterpoint.data.making.interrupted import Items, PreparedUtterances
 from counterpoint.data.source import Preparation
+from counterpoint.errors import UserError
+from counterpoint.recipes.begun import keep_or_check_begun
 from counterpoint.runtime.load import load
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID
@@ -37,6 +40,8 @@ POOL = 8  # batches that are sorted by length together
 EVERY = 80
 HELD_OUT = 64
 BEGIN = 8  # frames
+TRAINING = "training.pt"
+FREE = {"until", "best", "rows", "words", "brief", "work", "out"}  # may change in a training
 
 
 def content(
@@ -114,7 +119,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(
             system.parameters(), lr=options.rate, betas=(0.9, 0.95), weight_decay=0.0
         )
-        self.path: Path = options.out / "training.pt"
+        self.path: Path = options.out / TRAINING
         if self.path.exists():
             kept = torch.load(self.path, weights_only=False)
             system.load_state_dict(kept["weights"])
@@ -177,6 +182,15 @@ def begun(options: argparse.Namespace) -> System:
     if options.init:
         return load(options.init).system
     return build_system(lslm.small(ARMS[options.arm]), options.seed)
+
+
+def check_begun(options: argparse.Namespace) -> None:
+    """Record what the training begins with; `UserError` if it was begun with something else."""
+    file = options.out / "begun.json"
+    if (options.out / TRAINING).exists() and not file.exists():
+        say(f"{options.out} does not tell with which pack and options it was begun: check them")
+    own = {name: value for name, value in vars(options).items() if name not in FREE}
+    keep_or_check_begun(file, {**own, "pack": digests_of(options.pack)}, "training")
 
 
 def results(
@@ -255,6 +269,7 @@ def main() -> None:
     unseen = prepared.items("held_out")
     some = [content(prepared, unseen, number, silent=True) for number in range(HELD_OUT)]
     held_out = prepared.batch(some)
+    check_begun(options)
     training = Training(begun(options), options)
     training.run(prepared, items, held_out)
     facts = results(training, prepared, items, options)
@@ -266,4 +281,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(str(error)) from None

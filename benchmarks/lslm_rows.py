@@ -43,7 +43,10 @@ from counterpoint.data.making.spoken_phrases import (
     write_phrases,
 )
 from counterpoint.data.source import ALONE, Preparation
+from counterpoint.digests import file_digest
+from counterpoint.errors import UserError
 from counterpoint.formats import open_codec
+from counterpoint.recipes.begun import keep_or_check_begun
 from counterpoint.speech.voices import Synthesizer
 from counterpoint.streams.spec import UNSET_ID
 from counterpoint.systems import lslm, sketch
@@ -126,6 +129,11 @@ def _write(path: Path, sounds: Sequence[Tensor], compression: float) -> list[int
     return [len(sound) for sound in sounds]
 
 
+def digests_of(folder: Path) -> dict[str, str]:
+    """Return the digests of the files of a packed folder."""
+    return {file.name: file_digest(file) for file in sorted(folder.iterdir()) if file.is_file()}
+
+
 def unpack(folder: Path, out: Path, kind: Interrupter) -> None:
     """Write the sounds of a kind as a folder that `load_sounds` reads."""
     sizes = json.loads((folder / "sounds.json").read_text())
@@ -154,9 +162,12 @@ def unpacked(
     how: Preparation = ALONE,
     spliced: float = 0.0,
 ) -> PreparedUtterances:
-    """The data of a packed folder, ready to be made."""
+    """The data of a packed folder, ready to be made; `UserError` if `out` is of another one."""
     sounds = out / f"sounds-{kind}"
-    if not (sounds / "backchannels.jsonl").exists():
+    record = out / "pack.json"
+    is_known = record.exists()  # otherwise the sounds may be of any pack
+    keep_or_check_begun(record, {"files": digests_of(folder)}, "pack")
+    if not is_known or not (sounds / "backchannels.jsonl").exists():
         unpack(folder, sounds, kind)
     cache = out / "cache"
     cache.mkdir(parents=True, exist_ok=True)
@@ -329,4 +340,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(str(error)) from None

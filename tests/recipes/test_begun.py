@@ -7,7 +7,7 @@ import pytest
 
 from counterpoint.errors import UserError
 from counterpoint.files import read_json, write_json
-from counterpoint.recipes.begun import keep_or_check_study
+from counterpoint.recipes.begun import keep_or_check_begun, keep_or_check_study
 from counterpoint.recipes.front_loading import front_loading
 
 
@@ -54,3 +54,22 @@ def test_a_broken_record_is_told_in_one_line(tmp_path: Path) -> None:
     file.write_text("{")
     with pytest.raises(UserError, match="must say what its folder was begun with"):
         keep_or_check_study(file, front_loading(), ())
+
+
+def test_a_folder_goes_on_with_what_it_began_with_and_with_nothing_else(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "begun.json"
+    began = {"pack": {"phrases.safetensors": "ab"}, "misread": 0.1}
+    keep_or_check_begun(file, began, "training")
+    keep_or_check_begun(file, began, "training")
+    assert read_json(file) == began
+    for other, found in (
+        ({**began, "misread": 0.2}, r"training.misread \(0.1, here 0.2\)"),
+        ({**began, "pack": {"phrases.safetensors": "cd"}}, "training.pack.phrases.safetensors"),
+        ({"pack": {}, "misread": 0.1}, "training.pack.phrases.safetensors"),
+    ):
+        with pytest.raises(UserError, match=found) as caught:
+            keep_or_check_begun(file, other, "training")
+        assert "\n" not in str(caught.value)
+    assert read_json(file) == began
+    with pytest.raises(UserError, match="it needs seed"):
+        keep_or_check_begun(file, {"seed": 1}, "training")

@@ -41,6 +41,29 @@ def keep_begun(file: Path, content: dict[str, Any]) -> None:
         ) from error
 
 
+def keep_or_check_begun(file: Path, content: dict[str, Any], noun: str) -> None:
+    """Write what a folder is begun with, or refuse to go on there with anything else.
+
+    Args:
+        file: The record in the folder.
+        content: JSON values on which everything in the folder depends.
+        noun: What is continued, for the message: "training" or the like.
+
+    Raises:
+        UserError: The folder was begun with something else, or the record cannot be read.
+        OSError: The record cannot be written.
+    """
+    if not file.exists():
+        keep_begun(file, content)
+        return
+    changed = first_difference(read_begun(file, content), content, noun)
+    if changed is not None:
+        raise UserError(
+            f"A {noun} must be continued with what it began with: {file.parent} has another "
+            f"{changed}. Take another folder, or change it back."
+        )
+
+
 def keep_or_check_study(file: Path, study: Any, free: Collection[str]) -> None:
     """Write what study a folder belongs to, or refuse the folder of another study.
 

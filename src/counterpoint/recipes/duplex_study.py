@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from counterpoint.config_json import encode, first_difference
+from counterpoint.config_json import encode
 from counterpoint.data.making.orders import listening_scripts, order_scripts
 from counterpoint.data.making.scripts import Script
 from counterpoint.data.making.synthesis import LIST_NAME, SynthesisConfig, synthesize
@@ -31,7 +31,7 @@ from counterpoint.evaluate.duplex.trials import ABILITIES, Ability, order_trials
 from counterpoint.files import read_json_lines, write_json, write_json_lines
 from counterpoint.processes import work_in_processes
 from counterpoint.progress import Progress, spell_duration
-from counterpoint.recipes.begun import keep_begun, read_begun
+from counterpoint.recipes.begun import keep_or_check_begun
 from counterpoint.recipes.budget import FILE as BUDGET
 from counterpoint.recipes.budget import Plan, find_budget
 from counterpoint.recipes.training import prepare_together, train_in_turn
@@ -228,16 +228,7 @@ def _check_same(study: DuplexStudy, folder: Path) -> None:
             name: digest([script.to_json() for script in some]) for name, some in scripts.items()
         },
     }
-    file = folder / "study.json"
-    if not file.exists():
-        keep_begun(file, own)
-        return
-    changed = first_difference(read_begun(file, own), own, "study")
-    if changed is not None:
-        raise UserError(
-            f"A study must be continued with the dialogues it began with: {folder} has another "
-            f"{changed}. Take another folder, or change it back."
-        )
+    keep_or_check_begun(folder / "study.json", own, "study")
 
 
 def _make_dialogues(study: DuplexStudy, folder: Path, progress: Progress) -> None:
