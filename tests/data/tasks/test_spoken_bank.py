@@ -1,5 +1,6 @@
 """Problems joined from spoken words: their frames stand where their words are said."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -184,6 +185,60 @@ def test_a_chunk_hears_the_end_of_the_one_before_again(path: Path) -> None:
     assert torch.equal(heard.frames_of(first, 6), heard.frames_of(first))
     assert torch.equal(heard.frames_of(second, 6), heard.frames[19:50])
     assert torch.equal(heard.frames_of(second), heard.frames[25:50])
+
+
+@pytest.mark.parametrize("num_frames", range(1, 61))
+def test_a_word_ends_in_the_chunk_in_which_its_last_frame_is_heard(
+    path: Path, num_frames: int
+) -> None:
+    """Also where it ends with a chunk: here borders are counted in frames, as whole numbers."""
+    data = data_of(path)
+    for number in range(4):
+        heard = data.heard(number)
+        ends = [round(word.end_s * FRAME_HZ) for word in heard.words]
+        cut = chunks(heard, num_frames * 2 / 25)
+        assert len(cut) == -(-ends[-1] // num_frames)
+        spoken = iter(heard.words)
+        for place, chunk in enumerate(cut):
+            said = [end for end in ends if end > place * num_frames]
+            said = [end for end in said if end <= (place + 1) * num_frames]
+            assert chunk.words == tuple(next(spoken).text for _ in said)
+            last = min((place + 1) * num_frames, ends[-1])
+            assert heard.span(chunk) == slice(place * num_frames, last)
+
+
+@pytest.mark.parametrize("chunk_s", [0.1, 0.3, 0.5, 0.7, 1 / 3, 1.0, 1.08, 2.2])
+def test_a_chunk_holds_no_frame_that_ends_after_it(path: Path, chunk_s: float) -> None:
+    data = data_of(path)
+    for number in range(4):
+        heard = data.heard(number)
+        assert heard.frames is not None
+        cut = chunks(heard, chunk_s)
+        spans = [heard.span(chunk) for chunk in cut]
+        assert spans[0].start == 0
+        assert [one.start for one in spans[1:]] == [one.stop for one in spans[:-1]]
+        assert spans[-1].stop == len(heard.frames)
+        for one, chunk in zip(spans, cut, strict=True):
+            assert one.stop / FRAME_HZ <= chunk.end_s
+        assert [word for chunk in cut for word in chunk.words] == heard.problem.words
+
+
+def test_the_last_chunk_holds_the_rest_of_the_speech(path: Path) -> None:
+    """Its last frame is cut short, and its last word may end later by an error of rounding."""
+    heard = data_of(path).heard(0)
+    assert heard.frames is not None
+    *others, last = heard.words
+    late = heard._replace(
+        words=(*others, last._replace(end_s=math.nextafter(heard.end_s, math.inf))),
+        frames=torch.cat((heard.frames, heard.frames[:1])),
+        end_s=heard.end_s + 0.01,
+    )
+    for one in (late, late._replace(end_s=heard.end_s, frames=heard.frames)):
+        assert one.frames is not None
+        cut = chunks(one, 2.0)
+        assert [word for chunk in cut for word in chunk.words] == heard.problem.words
+        assert [clause for chunk in cut for clause in chunk.clauses] == [*heard.problem.clauses]
+        assert one.span(cut[-1]).stop == len(one.frames)
 
 
 def test_a_bank_that_nobody_named_is_made_once_and_again_if_it_is_lost(

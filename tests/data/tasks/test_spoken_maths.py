@@ -14,6 +14,7 @@ from counterpoint.data.tasks.spoken_maths.hearing import (
     Heard,
     at_rate,
     chunks,
+    heard_ticks,
     misheard,
     spoken_rounds,
     spoken_ticks,
@@ -31,6 +32,7 @@ from counterpoint.data.tasks.spoken_maths.problems import (
 from counterpoint.data.tasks.spoken_maths.source import Arrangement, SpokenMathsData, Words
 from counterpoint.data.tasks.spoken_maths.thoughts import OK, WRONG, Style
 from counterpoint.errors import UserError
+from counterpoint.speech.engines import SpokenWord
 from counterpoint.streams.rounds import ANSWER, HEARD, MARK, THOUGHT, Marks
 from counterpoint.streams.spec import UNSET_ID
 from counterpoint.systems import shanks, sketch
@@ -102,6 +104,20 @@ def test_words_that_are_held_back_are_heard_in_the_next_chunk(held_back: int) ->
             assert complete <= held
         if not held_back:
             assert cut == usual
+
+
+@pytest.mark.parametrize("tick_hz", [10.0, 12.5, 100.0, 3.0, 0.75])
+def test_a_word_that_ends_with_a_tick_is_heard_in_it(tick_hz: float) -> None:
+    problem = TASK.problem(0, 0)
+    for first in range(0, 300, 7):
+        ends = [first + 2 * place for place in range(len(problem.words))]
+        words = tuple(
+            SpokenWord(word, (end - 1) / tick_hz, end / tick_hz)
+            for word, end in zip(problem.words, ends, strict=True)
+            if end
+        )
+        said = heard_ticks(Heard(problem, words, words[-1].end_s), tick_hz, MARKS)
+        assert [tick + 1 for tick, word in enumerate(said[:-1]) if word] == [e for e in ends if e]
 
 
 def _complete(cut: list[Chunk], until: Chunk) -> int:

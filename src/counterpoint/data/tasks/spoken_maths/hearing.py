@@ -4,7 +4,6 @@ Times of words come from a synthesiser, or from a stated speaking rate: a word t
 letters and two more, in proportion, and a sentence is followed by a pause.
 """
 
-import math
 from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import cache
@@ -21,6 +20,7 @@ from counterpoint.errors import UserError
 from counterpoint.speech.engines import SpokenWord
 from counterpoint.speech.voices import Speaker, Voice, join_utterances
 from counterpoint.streams.rounds import ANSWER, HEARD, MARK, THOUGHT, Marks
+from counterpoint.streams.seconds import border_s, exact, num_begun, num_complete
 
 NOTHING = "_"
 """Word that is thought in a tick in which nothing is thought."""
@@ -73,9 +73,25 @@ class Heard(NamedTuple):
         return self.frames[self.span(chunk, overlap)]
 
     def span(self, chunk: Chunk, overlap: int = 0) -> slice:
-        """Return the numbers of the frames of a chunk; for the arguments see `frames_of`."""
-        first = max(round(chunk.start_s * self.frame_hz) - overlap, 0)
-        return slice(first, round(chunk.end_s * self.frame_hz))
+        """Return the numbers of the frames of a chunk; for the arguments see `frames_of`.
+
+        A frame belongs to the chunk in which it ends; the last one of the speech may be cut short.
+        """
+        frame_s = 1 / exact(self.frame_hz)
+        first = max(num_complete(chunk.start_s, frame_s) - overlap, 0)
+        is_last = chunk.end_s == self.end_s
+        return slice(first, (num_begun if is_last else num_complete)(chunk.end_s, frame_s))
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames until the end of the speech."""
+        return num_begun(self.end_s, 1 / exact(self.frame_hz))
+
+    @property
+    def last_frames(self) -> list[int]:
+        """Number of the frame in which each word ends."""
+        frame_s = 1 / exact(self.frame_hz)
+        return [num_begun(word.end_s, frame_s) - 1 for word in self.words]
 
     @property
     def wrong_s(self) -> float | None:
@@ -162,7 +178,7 @@ def spoken_by(
 def chunks(heard: Heard, chunk_s: float, held_back: int = 0) -> list[Chunk]:
     """Cut the speech into chunks; the last may be shorter.
 
-    A word, and a clause, belong to the chunk in which they end.
+    A word, and a clause, belong to the chunk in which they end, also if it ends just then.
 
     Args:
         heard: The problem in time.
@@ -170,15 +186,16 @@ def chunks(heard: Heard, chunk_s: float, held_back: int = 0) -> list[Chunk]:
         held_back: Last words of a chunk that belong to the next one, as those of a recogniser that
             is not sure of them yet.
     """
-    number = max(math.ceil(heard.end_s / chunk_s - 1e-9), 1)
-    ends = [*((place + 1) * chunk_s for place in range(number - 1)), heard.end_s]
+    length_s = exact(chunk_s)
+    number = max(num_begun(heard.end_s, length_s), 1)
+    ends = [*(border_s(place + 1, length_s) for place in range(number - 1)), heard.end_s]
     clause_ends = list(accumulate(len(clause.words) for clause in heard.problem.clauses))
     cut = []
     start_s = 0.0
     first = 0
     for place, end_s in enumerate(ends):
         said = sum(word.end_s <= end_s for word in heard.words)
-        stop = said if place == number - 1 else max(said - held_back, first)
+        stop = len(heard.words) if place == number - 1 else max(said - held_back, first)
         clauses = tuple(
             clause
             for clause, last in zip(heard.problem.clauses, clause_ends, strict=True)
@@ -242,8 +259,9 @@ def _said(heard: Heard, tick_hz: float) -> tuple[list[str | None], list[int]]:
     """Return the word of each tick, ``None`` where there is none, and the tick of each word."""
     said: list[str | None] = []
     ends = []
+    tick_s = 1 / exact(tick_hz)
     for word in heard.words:
-        tick = max(math.ceil(word.end_s * tick_hz) - 1, len(said))
+        tick = max(num_begun(word.end_s, tick_s) - 1, len(said))
         said += [None] * (tick - len(said))
         said.append(word.text or None)
         ends.append(tick)

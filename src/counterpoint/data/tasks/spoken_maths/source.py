@@ -363,9 +363,9 @@ class PreparedMaths:
 
     def _named(self, heard: Heard, cut: Sequence[Chunk]) -> Int[Tensor, " n"]:
         """Return, for every frame that is heard in some chunks, the word that ends with it."""
-        words = torch.full((round(heard.end_s * heard.frame_hz),), UNSET_ID)
-        ends = [round(word.end_s * heard.frame_hz) - 1 for word in heard.words]
-        words[ends] = torch.from_numpy(self.words.ids([word.text for word in heard.words]))
+        words = torch.full((heard.num_frames,), UNSET_ID)
+        texts = [word.text for word in heard.words]
+        words[heard.last_frames] = torch.from_numpy(self.words.ids(texts))
         named = []
         for chunk in cut:
             both = heard.span(chunk, self.data.overlap_frames)
