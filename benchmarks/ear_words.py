@@ -20,8 +20,8 @@ from counterpoint.data.tasks.spoken_maths.numbers import MOST, spoken
 from counterpoint.data.tasks.spoken_maths.problems import vocabulary
 from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
 from counterpoint.runtime.cascade.returned import plain
-from counterpoint.speech.engines import SpokenWord
 from counterpoint.speech.partials import PARTIALS_HZ, PartialTranscriber
+from counterpoint.speech.spoken_words import SpokenWord
 from counterpoint.speech.voices import Synthesizer, Voice
 
 REREAD_S = 14.0

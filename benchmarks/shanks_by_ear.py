@@ -49,8 +49,8 @@ from counterpoint.evaluate.word_errors import count_word_errors
 from counterpoint.runtime.cascade.sum_judge import SumJudge
 from counterpoint.runtime.cascade.thinking import Scene
 from counterpoint.runtime.load import load
-from counterpoint.speech.engines import SpokenWord
 from counterpoint.speech.partials import ScoredWord
+from counterpoint.speech.spoken_words import SpokenWord
 from counterpoint.streams.timeline import Event, Timeline
 from counterpoint.systems.contract import System
 

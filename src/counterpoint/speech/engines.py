@@ -23,23 +23,19 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.errors import UserError
 from counterpoint.packages import optional_module
 from counterpoint.speech.sayable import Alphabet
-
-_MISSING = -1
-_BOUNDARY = -2
-
-
-class SpokenWord(NamedTuple):
-    """A word and its times in seconds since the first sample of the audio."""
-
-    text: str
-    start_s: float
-    end_s: float
+from counterpoint.speech.spoken_words import (
+    SpokenWord,
+    is_boundary,
+    shared,
+    timed,
+    without_silence,
+)
 
 
 class Said(NamedTuple):
@@ -135,7 +131,7 @@ class Piper:
         words = text.split()
         alone = [[unit for said in self._voice.phonemize(word) for unit in said] for word in words]
         audio = torch.cat(pieces) if pieces else torch.zeros(0)
-        return Said(audio, rate, _timed(words, alone, units, times))
+        return Said(audio, rate, timed(words, alone, units, times))
 
 
 class Kokoro:
@@ -205,7 +201,7 @@ class Kokoro:
         words = text.split()
         alone = [self._phonemes(word) for word in words]
         audio = torch.from_numpy(samples.ravel().copy())
-        return Said(audio, self._rate, _timed(words, alone, units, times))
+        return Said(audio, self._rate, timed(words, alone, units, times))
 
     def _phonemes(self, text: str) -> list[str]:
         """Return the sounds of a text that the network knows, with a blank between sentences."""
@@ -253,7 +249,7 @@ class Flite:
         words = text.split()
         alone = [self._phones(name, word) for word in words]
         audio = torch.from_numpy(np.frombuffer(samples, "<i2").astype(np.float32) / 2**15)
-        return Said(audio, rate, _timed(words, alone, units, times))
+        return Said(audio, rate, timed(words, alone, units, times))
 
     def _phones(self, name: str, word: str) -> list[str]:
         if (name, word) not in self._alone:
@@ -301,16 +297,14 @@ class Espeak:
         samples = np.frombuffer(content, "<i2").astype(np.float32) / 2**15
         words = self._words(text, starts, len(samples) / rate)
         audio = torch.from_numpy(samples)
-        return Said(audio, rate, [_without_silence(word, audio, rate) for word in words])
+        return Said(audio, rate, [without_silence(word, audio, rate) for word in words])
 
     @staticmethod
     def _words(text: str, events: Sequence[Sequence[int]], end_s: float) -> list[SpokenWord]:
         """Return the words; each lasts until the start of the next one."""
         pieces = list(re.finditer(r"\S+", text))
         starts: list[float | None] = [None] * len(pieces)
-        sounding = [
-            i for i, piece in enumerate(pieces) if not all(map(_is_boundary, piece.group()))
-        ]
+        sounding = [i for i, piece in enumerate(pieces) if not all(map(is_boundary, piece.group()))]
         for place, position_ms in events:
             # An event may point at the blank or the dash before its word.
             index = next((i for i in sounding if pieces[i].end() > place), sounding[-1])
@@ -333,144 +327,6 @@ ENGINES: Mapping[str, type[Piper | Kokoro | Flite | Espeak]] = MappingProxyType(
         "kokoro": Kokoro,
     }
 )
-
-
-def owners(alone: Sequence[Sequence[str]], said: Sequence[str]) -> list[int]:
-    """Return the word of each unit of an utterance, by the alignment with the fewest edits.
-
-    Args:
-        alone: Units of each word spoken alone.
-        said: Units of the whole utterance.
-
-    Returns:
-        Index of a word for every unit; -1 for boundaries, which belong to no word.
-    """
-    units = [(unit, index) for index, word in enumerate(alone) for unit in (*word, " ")]
-    first, second = _numbered([[unit for unit, _ in units], said])
-    costs = _edit_costs(first, second)
-    found = [_MISSING] * len(said)
-    row = len(units)
-    column = len(said)
-    while column:
-        index = units[row - 1][1] if row else 0
-        here = costs[row, column]
-        change = _changes(first[row - 1 : row], int(second[column - 1])) if row else 0
-        if row and here == costs[row - 1, column - 1] + change:
-            row = row - 1
-            column = column - 1
-            found[column] = index
-        elif row and here == costs[row - 1, column] + 1:
-            row -= 1
-        else:
-            column -= 1
-            is_end = row and first[row - 1] == _BOUNDARY
-            found[column] = min(index + 1, len(alone) - 1) if is_end else index
-    return [
-        _MISSING if number == _BOUNDARY else index
-        for number, index in zip(second.tolist(), found, strict=True)
-    ]
-
-
-def _numbered(texts: Sequence[Sequence[str]]) -> list[Int[np.ndarray, " N"]]:
-    """Return units as numbers; all boundaries have the same number."""
-    numbers = dict[str, int]()
-    return [
-        np.array(
-            [
-                _BOUNDARY if _is_boundary(unit) else numbers.setdefault(unit, len(numbers))
-                for unit in text
-            ],
-            dtype=np.int32,
-        )
-        for text in texts
-    ]
-
-
-def _edit_costs(
-    first: Int[np.ndarray, " M"], second: Int[np.ndarray, " N"]
-) -> Int[np.ndarray, "M+1 N+1"]:
-    """Return the least costs of turning prefixes of one into prefixes of the other, row by row."""
-    steps = np.arange(len(second) + 1, dtype=np.int32)
-    costs = np.empty((len(first) + 1, len(second) + 1), np.int32)
-    costs[0] = steps
-    for row in range(1, len(costs)):
-        before = costs[row - 1]
-        line = costs[row]
-        line[0] = row
-        changed = before[:-1] + _changes(second, int(first[row - 1]))
-        line[1:] = np.minimum(changed, before[1:] + 1)
-        # Each left-out unit costs 1: the minimum over all starting points of the line, plus the
-        # way.
-        line[:] = np.minimum.accumulate(line - steps) + steps
-    return costs
-
-
-def _changes(units: Int[np.ndarray, " N"], other: int) -> Int[np.ndarray, " N"]:
-    """Return the costs of replacing units by another one; boundaries are expensive."""
-    if other == _BOUNDARY:
-        return np.where(units == _BOUNDARY, 0, 3).astype(np.int32)
-    return np.where(units == other, 0, np.where(units == _BOUNDARY, 3, 1)).astype(np.int32)
-
-
-def _is_boundary(unit: str) -> bool:
-    """Return whether a unit is silence, a blank, punctuation or a mark of start or end."""
-    return unit == "pau" or unit in "_^$ .,;:!?()\"'-\u2014\u2026"
-
-
-def _timed(
-    words: Sequence[str],
-    alone: Sequence[Sequence[str]],
-    units: Sequence[str],
-    times: Sequence[tuple[float, float]],
-) -> list[SpokenWord]:
-    """Return words, each from its first to its last unit."""
-    spans: list[tuple[float, float] | None] = [None] * len(words)
-    for owner, (start, end) in zip(owners(alone, units), times, strict=True):
-        if owner != _MISSING:
-            known = spans[owner]
-            spans[owner] = (start if known is None else known[0], end)
-    timed = list[SpokenWord]()
-    last = 0.0
-    for word, span in zip(words, spans, strict=True):
-        start, last = span or (last, last)
-        timed.append(SpokenWord(word, start, last))
-    return shared(timed)
-
-
-def shared(words: Sequence[SpokenWord]) -> list[SpokenWord]:
-    """Divide the time of a word among it and the words without time right after it, by letters.
-
-    Engines may say "of the" as one word. A piece without letters and digits gets no time.
-    """
-    timed = list[SpokenWord]()
-    first = 0
-    for stop in range(1, len(words) + 1):
-        if stop < len(words) and words[stop].start_s == words[stop].end_s:
-            continue
-        group = words[first:stop]
-        first = stop
-        if len(group) == 1:
-            timed += group
-            continue
-        start = group[0].start_s
-        length = group[0].end_s - group[0].start_s
-        letters = [sum(map(str.isalnum, word.text)) for word in group]
-        edges = [sum(letters[:i]) / max(sum(letters), 1) for i in range(len(group) + 1)]
-        timed += [
-            SpokenWord(word.text, start + length * edges[i], start + length * edges[i + 1])
-            for i, word in enumerate(group)
-        ]
-    return timed
-
-
-def _without_silence(word: SpokenWord, audio: Float[Tensor, " N"], rate: int) -> SpokenWord:
-    """Return the word without its end that is 40 dB below the utterance's peak."""
-    first = round(word.start_s * rate)
-    stop = round(word.end_s * rate)
-    loud = (audio[first:stop].abs() > audio.abs().max() / 100).nonzero()
-    if not len(loud):
-        return word
-    return word._replace(end_s=min((first + int(loud[-1]) + 1) / rate, word.end_s))
 
 
 def _check_name(name: str, names: Sequence[str]) -> None:

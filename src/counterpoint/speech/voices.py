@@ -19,9 +19,10 @@ from counterpoint.errors import UserError
 from counterpoint.files import write_tensors
 from counterpoint.literals import literals_checked
 from counterpoint.speech.audio import resample
-from counterpoint.speech.engines import ENGINES, SpeechEngine, SpokenWord, digest
+from counterpoint.speech.engines import ENGINES, SpeechEngine, digest
 from counterpoint.speech.loudness import normalise_loudness
 from counterpoint.speech.sayable import check_sayable, sayable_pieces
+from counterpoint.speech.spoken_words import SpokenWord
 
 JOE_FORMANTS = (0.88, 1.0, 1.15, 1.3, 1.45)
 """Formants that make five speakers of one voice."""

@@ -5,7 +5,7 @@ from torch import Tensor
 from counterpoint.data.making.dialogue_layout import lay_out
 from counterpoint.data.making.scripts import Script, Turn
 from counterpoint.data.making.turn_taking import FLOOR_TRANSFER, YIELD
-from counterpoint.speech.engines import SpokenWord
+from counterpoint.speech.spoken_words import SpokenWord
 from counterpoint.speech.voices import Spoken
 from counterpoint.streams.timeline import Event, Timeline
 from tests.data.speech.tones import RATE, heard_words, spoken

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from counterpoint.data.making.scripts import Script
 from counterpoint.data.making.synthesis import SynthesisConfig
-from counterpoint.speech.engines import Said, SpokenWord
+from counterpoint.speech.engines import Said
 from counterpoint.speech.sayable import Alphabet
+from counterpoint.speech.spoken_words import SpokenWord
 from counterpoint.speech.voices import Spoken, Synthesizer, Voice
 
 RATE = 16_000

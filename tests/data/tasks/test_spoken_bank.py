@@ -33,7 +33,7 @@ from counterpoint.progress import Progress
 from counterpoint.recipes.shanks_small import spoken_maths_run
 from counterpoint.recipes.shanks_small_sound import shanks_small_sound
 from counterpoint.runtime.thinker import SystemThinker
-from counterpoint.speech.engines import SpokenWord
+from counterpoint.speech.spoken_words import SpokenWord
 from counterpoint.speech.voices import Spoken, Synthesizer, Voice
 from counterpoint.streams.rounds import HEARD
 from counterpoint.systems import shanks

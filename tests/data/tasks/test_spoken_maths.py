@@ -32,7 +32,7 @@ from counterpoint.data.tasks.spoken_maths.problems import (
 from counterpoint.data.tasks.spoken_maths.source import Arrangement, SpokenMathsData, Words
 from counterpoint.data.tasks.spoken_maths.thoughts import OK, WRONG, Style
 from counterpoint.errors import UserError
-from counterpoint.speech.engines import SpokenWord
+from counterpoint.speech.spoken_words import SpokenWord
 from counterpoint.streams.rounds import ANSWER, HEARD, MARK, THOUGHT, Marks
 from counterpoint.streams.spec import UNSET_ID
 from counterpoint.systems import shanks, sketch

@@ -16,8 +16,8 @@ from counterpoint.runtime.cascade.ear import EAR_BLOCK, EAR_HZ
 from counterpoint.runtime.cascade.lanes import TimedLane
 from counterpoint.runtime.cascade.reply import Voiced
 from counterpoint.runtime.cascade.thinking import Scene
-from counterpoint.speech.engines import SpokenWord
 from counterpoint.speech.partials import ScoredWord
+from counterpoint.speech.spoken_words import SpokenWord
 from counterpoint.streams.timeline import Timeline
 
 WORD_BLOCKS = 10  # 0.32 s

@@ -12,8 +12,8 @@ from counterpoint.runtime.cascade.cascade import Cascade, CascadeRules
 from counterpoint.runtime.cascade.ear import BLOCK_S, EAR_BLOCK, EarRules
 from counterpoint.runtime.cascade.reply import Voiced
 from counterpoint.runtime.cascade.thinking import Scene
-from counterpoint.speech.engines import SpokenWord
 from counterpoint.speech.partials import ScoredWord
+from counterpoint.speech.spoken_words import SpokenWord
 from tests.runtime.cascade.scripted import HANG_S, Stage
 
 ASKED = "what is this? - - -"

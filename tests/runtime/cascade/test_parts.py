@@ -22,8 +22,8 @@ from counterpoint.runtime.cascade.thinking import (
     Scene,
     old_messages,
 )
-from counterpoint.speech.engines import SpokenWord
 from counterpoint.speech.partials import ScoredWord
+from counterpoint.speech.spoken_words import SpokenWord
 from tests.runtime.cascade.scripted import FakeClock
 
 # ------------------------------------------------------------------------------------- lanes

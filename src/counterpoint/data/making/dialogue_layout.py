@@ -18,7 +18,7 @@ from counterpoint.data.making.turn_taking import (
     boundary_weights,
 )
 from counterpoint.errors import UserError
-from counterpoint.speech.engines import SpokenWord
+from counterpoint.speech.spoken_words import SpokenWord
 from counterpoint.speech.voices import Spoken
 from counterpoint.streams.timeline import Event, Timeline
 

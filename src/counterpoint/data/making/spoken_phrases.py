@@ -17,7 +17,7 @@ from torch import Tensor
 from counterpoint.errors import UserError
 from counterpoint.files import write_tensors
 from counterpoint.speech.codec import Codec
-from counterpoint.speech.engines import SpokenWord
+from counterpoint.speech.spoken_words import SpokenWord
 from counterpoint.speech.voices import Speaker, Voice
 
 _FORMAT = {"format": "counterpoint-phrases", "version": "1"}

@@ -25,7 +25,7 @@ from counterpoint.runtime.cascade.sentences import Sentence, SentenceReader
 from counterpoint.runtime.cascade.thinking import Marked, MarkReader, Scene
 from counterpoint.runtime.talk import AGENT
 from counterpoint.speech.codec import check_channel
-from counterpoint.speech.engines import SpokenWord
+from counterpoint.speech.spoken_words import SpokenWord
 from counterpoint.streams.timeline import Event
 
 

@@ -25,8 +25,8 @@ from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
 from counterpoint.files import write_tensors
 from counterpoint.progress import Progress
-from counterpoint.speech.engines import SpokenWord
 from counterpoint.speech.mels import LogMels
+from counterpoint.speech.spoken_words import SpokenWord
 from counterpoint.speech.voices import JOE_FORMANTS, Speaker, Synthesizer, Voice
 
 FRAME_HZ = 12.5

@@ -17,7 +17,7 @@ from torch import Tensor
 from counterpoint.data.tasks.spoken_maths.problems import Clause, Problem, vocabulary
 from counterpoint.data.tasks.spoken_maths.thoughts import WRONG
 from counterpoint.errors import UserError
-from counterpoint.speech.engines import SpokenWord
+from counterpoint.speech.spoken_words import SpokenWord
 from counterpoint.speech.voices import Speaker, Voice, join_utterances
 from counterpoint.streams.rounds import ANSWER, HEARD, MARK, THOUGHT, Marks
 from counterpoint.streams.seconds import border_s, exact, num_begun, num_complete
