@@ -37,6 +37,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
             conv_taps=0,
             tied_head=True,
         ),
+        "new_ids": ShanksConfig(
+            tower=tiny_models.tower(12, 2, 2, 9), vocab_size=tiny_models.VOCAB, new_ids=4
+        ),
+        "tied_new_ids": ShanksConfig(
+            tower=tiny_models.tower(12, 2, 2, 9),
+            vocab_size=tiny_models.VOCAB,
+            conv_taps=0,
+            tied_head=True,
+            new_ids=4,
+        ),
         "parallel": ShanksConfig(
             tower=tiny_models.tower(12, 2, 2, 7),
             listener=tiny_models.tower(12, 1, 2, 5),

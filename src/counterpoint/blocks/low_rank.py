@@ -6,7 +6,7 @@ map are called ``lora_A`` and ``lora_B`` and stand next to its ``weight``. Devia
 from ``N(0, 1 / in_features)``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -58,7 +58,9 @@ class LowRankConfig:
             raise UserError(f"`scaling` must be above 0: got {self.scaling}. 2 is usual.")
 
 
-def add_low_rank(model: nn.Module, config: LowRankConfig, seed: int) -> None:
+def add_low_rank(
+    model: nn.Module, config: LowRankConfig, seed: int, trained: Container[str] = ()
+) -> None:
     """Give every linear map an adapter and freeze everything else, in place.
 
     A map then computes ``base(x) + scaling * B(A(x))``. B starts at zero, so at first only the
@@ -68,6 +70,7 @@ def add_low_rank(model: nn.Module, config: LowRankConfig, seed: int) -> None:
         model: Its maps are `torch.nn.Linear` and `StepLinear`.
         config: Shape of the adapters.
         seed: Seed of A.
+        trained: Names of weights that are trained themselves; such a map gets no adapter.
 
     Raises:
         UserError: The model already has adapters.
@@ -78,18 +81,27 @@ def add_low_rank(model: nn.Module, config: LowRankConfig, seed: int) -> None:
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.requires_grad_(config.train_embeddings)
+    for name, parameter in model.named_parameters():
+        if name in trained:
+            parameter.requires_grad_(True)
     if config.frozen != "float32":
         _store_frozen(model, config.frozen)
     generator = torch.Generator().manual_seed(seed)
     for module in list(model.modules()):
-        if isinstance(module, nn.Linear | StepLinear | Int8Linear | Int8StepLinear):
+        is_map = isinstance(module, nn.Linear | StepLinear | Int8Linear | Int8StepLinear)
+        if is_map and not _is_trained(module):
             _adapt(module, config, generator)
+
+
+def _is_trained(module: nn.Module) -> bool:
+    """Return whether a weight of a map is trained itself."""
+    return any(one.requires_grad for one in module.parameters(recurse=False))
 
 
 def _store_frozen(model: nn.Module, frozen: FrozenType) -> None:
     """Store frozen weights in a smaller type, and all other weights in float32."""
     if frozen == "int8":
-        store_int8(model)
+        store_int8(model, {module for module in model.modules() if _is_trained(module)})
     for module in model.modules():
         is_small = isinstance(module, nn.Linear | StepLinear | nn.Embedding)
         for name, parameter in list(module.named_parameters(recurse=False)):

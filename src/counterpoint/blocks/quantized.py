@@ -11,6 +11,7 @@ Source: row-wise absolute maximum, as LLM.int8() (arXiv:2208.07339) stores weigh
 outlier columns.
 """
 
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -169,17 +170,23 @@ class Int8StepLinear(_Int8Rows):
         return 2 * len(self.schedule) * self.out_features * self.codes.shape[1]
 
 
-def store_int8(model: nn.Module) -> None:
+def store_int8(model: nn.Module, kept: Container[nn.Module] = ()) -> None:
     """Store the matrices of a model in 8 bits, in place.
 
     Embeddings, norms and maps with a bias (small gates) are not changed. Call this last: trimming,
     pinning, loading and changing the dtype must come before, because converting the dtype of a
     stored model rounds its scales.
+
+    Args:
+        model: The model.
+        kept: Parts of it that stay as they are.
     """
     for name, part in model.named_children():
+        if part in kept:
+            continue
         if isinstance(part, nn.Linear) and part._parameters.get("bias") is None:
             setattr(model, name, Int8Linear(part))
         elif isinstance(part, StepLinear):
             setattr(model, name, Int8StepLinear(part))
         else:
-            store_int8(part)
+            store_int8(part, kept)

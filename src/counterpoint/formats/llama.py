@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -268,7 +269,11 @@ def _read_gguf(path: Path) -> LlamaFiles:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, dtype=torch.float32, local_files_only=True
         )
-    keys = model.config.to_dict()
+    # Numbers of a GGUF file have 32 bits: 9.999999747378752e-06 stands for 1e-05.
+    keys = {
+        key: float(str(np.float32(value))) if isinstance(value, float) else value
+        for key, value in model.config.to_dict().items()
+    }
     return LlamaFiles(keys, dict(model.state_dict()))
 
 

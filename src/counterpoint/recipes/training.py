@@ -67,7 +67,7 @@ def train_run(
     progress = Progress() if progress is None else progress
     keep_large_buffers()
     begin = partial(begun_system, run.system, run.train.fine_tune, run.train.seed)
-    system = begin().to(world.device)
+    system = begin(note=progress.note if world.is_first else None).to(world.device)
     data = run.data.prepare(system, prepared_by(world, progress, plan.block_ticks))
     run, world = _settled(run, system, folder, world, progress)
     with computing(world.num_threads):

@@ -21,6 +21,7 @@ from counterpoint.errors import UserError
 from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID, Layout, Ticks
+from counterpoint.systems.backbone import OnBackbone, Weights
 
 Logits = Mapping[str, Float[Tensor, "B T ... _V"]]
 """Scores of the next element, by predicted stream: (B, T, V), or (B, T, K, V) for K codebooks."""
@@ -92,6 +93,8 @@ class System(nn.Module, ABC):
             weights. They may differ if a run begins with the weights of another run.
         fresh_weights: Names of config fields that may differ, too, each with the beginnings of the
             names of the weights that then begin at random.
+        backbones: Class names of other systems with whose weights a run may begin, each with the
+            names of the config fields that must be equal; see `on_backbone`.
     """
 
     Config: ClassVar[type[SystemConfig]]
@@ -101,8 +104,19 @@ class System(nn.Module, ABC):
         {"window", "pinned_steps", "checkpoint_activations"}
     )
     fresh_weights: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    backbones: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     config: Any
     layout: Layout
+
+    @classmethod
+    def on_backbone(cls, weights: Weights, random: Weights) -> OnBackbone:
+        """Say which weights of this system are those of a model of `backbones`.
+
+        Args:
+            weights: The weights of that model, by their names there.
+            random: Random weights of this system, by name.
+        """
+        raise NotImplementedError("a system with `backbones` says this")
 
     # Offline
 

@@ -19,7 +19,7 @@ Checked against: `SingleStream` with the same weights (`tests/systems/test_shank
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -36,6 +36,7 @@ from counterpoint.blocks.transformer import Tower, TowerConfig
 from counterpoint.errors import UserError
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks
+from counterpoint.systems.backbone import OnBackbone, Weights
 from counterpoint.systems.contract import (
     Choose,
     Logits,
@@ -62,6 +63,8 @@ class ShanksConfig(SystemConfig):
             the interleaved one.
         conv_taps: Number of taps of the convolution after the embedding; 0 for no convolution.
         tied_head: Whether scores are computed with the embedding's own table instead of a head.
+        new_ids: Number of last ids with tables of their own, so that they can be learned while
+            those of a backbone, which does not know these ids, stay as they are.
     """
 
     tower: TowerConfig
@@ -70,12 +73,18 @@ class ShanksConfig(SystemConfig):
     listener: TowerConfig | None = None
     conv_taps: int = 4
     tied_head: bool = False
+    new_ids: int = 0
 
     def __post_init__(self) -> None:
         if self.vocab_size < 1 or self.heard_width < 0 or self.conv_taps < 0:
             raise UserError(
                 "`vocab_size` must be >= 1, `heard_width` and `conv_taps` >= 0: got "
                 f"{self.vocab_size}, {self.heard_width} and {self.conv_taps}."
+            )
+        if not 0 <= self.new_ids < self.vocab_size:
+            raise UserError(
+                f"`new_ids` must be at least 0 and below `vocab_size`: got {self.new_ids} and "
+                f"{self.vocab_size}."
             )
         if self.listener is None:
             return
@@ -128,7 +137,13 @@ def smollm() -> ShanksConfig:
         heard_width=384,
         conv_taps=0,
         tied_head=True,
+        new_ids=8,
     )
+
+
+def smollm_words() -> ShanksConfig:
+    """Return the same shape for words, which are heard as the tokens that are also written."""
+    return replace(smollm(), heard_width=0)
 
 
 def _tower(num_layers: int, width: int = 96) -> TowerConfig:
@@ -229,6 +244,9 @@ class Shanks(System):
     fresh_weights: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "heard_width": ("project.", "heard_mark")
     }
+    backbones: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "SingleStream": ("tower", "conv_taps", "tied_head")
+    }
 
     def __init__(self, config: ShanksConfig) -> None:
         """Make random weights; all scores start at zero, so the first prediction is uniform."""
@@ -236,7 +254,9 @@ class Shanks(System):
         self.config = config
         self.layout = _layout(config)
         width = config.tower.width
-        self.embedding = nn.Embedding(config.vocab_size, width)
+        self.num_old = config.vocab_size - config.new_ids
+        self.embedding = nn.Embedding(self.num_old, width)
+        self.new_embedding = nn.Embedding(config.new_ids, width) if config.new_ids else None
         self.project: nn.Linear | None = None
         if config.heard_width:
             self.project = nn.Linear(config.heard_width, width, bias=False)
@@ -248,11 +268,38 @@ class Shanks(System):
             self.listener = Reader(config.listener, config.conv_taps)
             self.listened = nn.Linear(width, width, bias=False)
         self.head: nn.Linear | None = None
+        self.new_head: nn.Linear | None = None
         if config.tied_head:
             nn.init.zeros_(self.thinker.norm.weight)
         else:
-            self.head = nn.Linear(width, config.vocab_size, bias=False)
+            self.head = nn.Linear(width, self.num_old, bias=False)
             nn.init.zeros_(self.head.weight)
+            if config.new_ids:
+                self.new_head = nn.Linear(width, config.new_ids, bias=False)
+                nn.init.zeros_(self.new_head.weight)
+
+    @classmethod
+    def on_backbone(cls, weights: Weights, random: Weights) -> OnBackbone:
+        """Take the tower and the tables of a language model; see `System.on_backbone`.
+
+        New ids begin near the mean of the old ones, features about as large as their embeddings,
+        and a word that is heard as one that is read.
+        """
+        inner = ("conv.", "tower.", "norm.")
+        taken = {
+            f"thinker.{name}" if name.startswith(inner) else name: weight
+            for name, weight in weights.items()
+        }
+        fresh = {name: weight for name, weight in random.items() if name not in taken}
+        table = weights["embedding.weight"].float()
+        spread = table.std(0)
+        if "new_embedding.weight" in fresh:
+            fresh["new_embedding.weight"] = table.mean(0) + spread * random["new_embedding.weight"]
+        if "project.weight" in fresh:
+            fresh["project.weight"] = spread[:, None] * random["project.weight"]
+        if "heard_mark" in fresh:
+            fresh["heard_mark"] = torch.zeros_like(spread)
+        return OnBackbone(taken, fresh)
 
     def forward(self, batch: Batch) -> Logits:
         """Score the next element at every tick; see `System.forward`."""
@@ -264,7 +311,7 @@ class Shanks(System):
     ) -> tuple[Float[Tensor, "B T D"], ShanksState | None]:
         """Run the towers over whole rows, or over the next ticks of sessions."""
         ids = ticks[THOUGHT]
-        thought = self.embedding(ids.clamp(min=0)) * (ids != UNSET_ID)[..., None]
+        thought = self._embed(ids) * (ids != UNSET_ID)[..., None]
         heard = self._hear(ticks[HEARD])
         if self.listener is None:
             x, thinking = self.thinker(thought + heard, where, state and state.thinker)
@@ -282,13 +329,23 @@ class Shanks(System):
         """Return the input of what is heard; zeros where nothing is."""
         if self.project is not None:
             return self.project(heard)
-        words = self.embedding(heard.clamp(min=0)) + self.heard_mark
+        words = self._embed(heard) + self.heard_mark
         return words * (heard != UNSET_ID)[..., None]
 
+    def _embed(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """Return the embeddings of ids; those of unset ones mean nothing."""
+        old = self.embedding(ids.clamp(0, self.num_old - 1))
+        if self.new_embedding is None:
+            return old
+        new = self.new_embedding((ids - self.num_old).clamp(min=0))
+        return torch.where((ids >= self.num_old)[..., None], new, old)
+
     def _scores(self, states: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
-        if self.head is None:
-            return F.linear(states, self.embedding.weight)
-        return self.head(states)
+        scores = _scored(states, self.embedding, self.head)
+        if self.new_embedding is None:
+            return scores
+        new = _scored(states, self.new_embedding, self.new_head)
+        return torch.cat((scores, new.to(scores)), -1)
 
     @property
     def window_ticks(self) -> int:
@@ -329,11 +386,21 @@ class Shanks(System):
         self, num_ticks: int, *, training: bool = False, predicted: Collection[str] | None = None
     ) -> float:
         """Return the forward (or training) FLOPs a tick; see `System.flops_per_tick`."""
-        maps = self.embedding.weight.numel()
+        maps = self.config.vocab_size * self.config.tower.width
         maps += 0 if self.project is None else self.project.weight.numel()
         maps += 0 if self.listener is None else self.listened.weight.numel()
         towers = sum(reader.tower.flops_per_step(num_ticks) for reader in self._readers)
         return (towers + 2 * maps) * (3 if training else 1)
+
+
+def _scored(
+    states: Float[Tensor, "*B D"], table: nn.Embedding, head: nn.Module | None
+) -> Float[Tensor, "*B _V"]:
+    """Return the scores of the ids of a table, computed with it if there is no head."""
+    if head is None:
+        return F.linear(states.to(table.weight.dtype), table.weight)
+    scores: Tensor = head(states)
+    return scores
 
 
 def _layout(config: ShanksConfig) -> Layout:

@@ -135,10 +135,12 @@ class FineTuneConfig:
     """The weights with which a run begins instead of random ones.
 
     Attributes:
-        init_from: A checkpoint or run folder of ours; for a Moshi also a folder of Kyutai's or
-            NVIDIA's, or a file of weights in such a folder. Empty means random weights.
-        low_rank: Adapters that are trained while the weights are frozen; ``None`` trains all
-            weights.
+        init_from: A checkpoint or run folder of ours, or a published model: for a Moshi a folder of
+            Kyutai's or NVIDIA's, or a file of weights in such a folder; for a text model a Llama's
+            folder or GGUF file. A system with a backbone (`System.backbones`) may begin with that
+            alone. Empty means random weights.
+        low_rank: Adapters that are trained, beside weights that begin anew, while all others are
+            frozen; ``None`` trains all weights.
     """
 
     init_from: str = ""

@@ -3,18 +3,19 @@
 Source: adapters as in Kyutai's moshi-finetune, whose files are read and written.
 """
 
-from collections.abc import Container, Mapping
+import contextlib
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from counterpoint.blocks.low_rank import FACTOR_A, add_low_rank
-from counterpoint.config_json import encode, first_difference
+from counterpoint.config_json import decode, encode, first_difference
 from counterpoint.errors import UserError
 from counterpoint.formats import FORMATS, find_format
-from counterpoint.systems import build_system, sketch
+from counterpoint.systems import SYSTEMS, build_system, sketch
 from counterpoint.systems.contract import System, SystemConfig
 from counterpoint.train.checkpoint import (
     MANIFEST,
@@ -26,7 +27,12 @@ from counterpoint.train.config import FineTuneConfig
 from counterpoint.train.distributed import system_class
 
 
-def begun_system(shape: SystemConfig, config: FineTuneConfig | None, seed: int) -> System:
+def begun_system(
+    shape: SystemConfig,
+    config: FineTuneConfig | None,
+    seed: int,
+    note: Callable[[str], None] | None = None,
+) -> System:
     """Build the system with which a run begins, with its adapters, on the CPU.
 
     If the run begins with given weights, no random ones are made. If the weights below adapters are
@@ -36,6 +42,7 @@ def begun_system(shape: SystemConfig, config: FineTuneConfig | None, seed: int) 
         shape: Config of the system.
         config: The weights and the adapters; ``None`` begins with random weights.
         seed: Seed of random weights and of the adapters.
+        note: Is told which weights begin anew beside those that are given; ``None`` for nobody.
 
     Raises:
         UserError: See `begin_from`.
@@ -48,45 +55,54 @@ def begun_system(shape: SystemConfig, config: FineTuneConfig | None, seed: int) 
     low_rank = config.low_rank
     if low_rank is not None and low_rank.frozen != "float32" and not low_rank.train_embeddings:
         system.to(torch.bfloat16)
-    begin_from(system, config, seed)
+    fresh = begin_from(system, config, seed)
+    if fresh and note is not None:
+        state = system.state_dict()
+        told = ", ".join(f"{name} {tuple(state[name].shape)}" for name in fresh)
+        note(f"the run begins with {config.init_from}; only these weights are new: {told}")
     return system
 
 
-def begin_from(system: nn.Module, config: FineTuneConfig, seed: int) -> None:
+def begin_from(system: nn.Module, config: FineTuneConfig, seed: int) -> tuple[str, ...]:
     """Load the weights with which a new system begins, and add its adapters, in place.
 
     Call this before the system is sharded.
 
     Args:
         system: The system, with any weights, on its device.
-        config: The weights and the adapters.
-        seed: Seed of the adapters, and of weights that the other system has not; see
-            `System.fresh_weights`.
+        config: The weights and the adapters. Weights that begin anew are trained beside adapters.
+        seed: Seed of the adapters, and of weights that the other model has not; see
+            `System.fresh_weights` and `System.on_backbone`.
+
+    Returns:
+        The names of the weights that begin anew.
 
     Raises:
         UserError: There are no weights, or they belong to another system.
     """
     path = Path(config.init_from).expanduser()
-    found, weights = _weights_of(path, system)
+    found = _weights_of(path, system)
     own = encode(getattr(system, "config", None))
-    changed = _changed(system, found, own)
-    free = {*getattr(system, "free_fields", ()), *changed}
-    if changed and config.low_rank is not None:
-        raise UserError(
-            f"`low_rank` must be left out if `{next(iter(changed))}` is another than in {path}: "
-            "weights that begin anew would stay random. Train all weights."
-        )
-    if changed:
-        weights = _with_fresh(system, weights, seed, changed)
-    difference = first_difference(without(found, free), without(own, free))
+    if found.system == system_class(system).__name__:
+        changed = _changed(system, found.config, own)
+        free = {*getattr(system, "free_fields", ()), *changed}
+        _check_config(without(found.config, free), without(own, free), path)
+        weights, fresh = _with_fresh(system, found.weights, seed, changed)
+    else:
+        weights, fresh = _on_backbone(cast("System", system), found, own, seed, path)
+    _take(system, weights, path)
+    if config.low_rank is not None:
+        add_low_rank(system, config.low_rank, seed, fresh)
+    return tuple(fresh)
+
+
+def _check_config(found: Any, own: Any, path: Path) -> None:
+    difference = first_difference(found, own)
     if difference is not None:
         raise UserError(
             f"`init_from` must name weights of a system like this: {path} differs in {difference}. "
             "Change `system`, or name another."
         )
-    _take(system, weights, path)
-    if config.low_rank is not None:
-        add_low_rank(system, config.low_rank, seed)
 
 
 def _changed(system: nn.Module, found: Any, own: Any) -> dict[str, tuple[str, ...]]:
@@ -100,22 +116,58 @@ def _with_fresh(
     weights: Mapping[str, Tensor],
     seed: int,
     changed: Mapping[str, tuple[str, ...]],
-) -> dict[str, Tensor]:
-    """Return given weights with random ones in place of those that begin anew."""
+) -> tuple[Mapping[str, Tensor], list[str]]:
+    """Return given weights with random ones in place of those that begin anew, and their names."""
     begun = tuple(name for names in changed.values() for name in names)
+    if not begun:
+        return weights, []
     random = build_system(cast("System", system).config, seed).state_dict()
     kept = {name: weight for name, weight in weights.items() if not name.startswith(begun)}
-    return kept | {name: weight for name, weight in random.items() if name.startswith(begun)}
+    fresh = {name: weight for name, weight in random.items() if name.startswith(begun)}
+    return kept | fresh, list(fresh)
 
 
-def _weights_of(path: Path, system: nn.Module) -> tuple[Any, Mapping[str, Tensor]]:
-    """Return config and weights of a path: a checkpoint of ours, or a published model."""
-    name = system_class(system).__name__
+def _on_backbone(
+    system: System, found: "_Found", own: Mapping[str, Any], seed: int, path: Path
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the weights of a system on a model of another one, and the names of the fresh ones."""
+    there, here = (
+        {field: without(config[field], system.free_fields) for field in found.shared(system)}
+        for config in (found.config, own)
+    )
+    _check_config(there, here, path)
+    random = build_system(system.config, seed).state_dict()
+    both = system.on_backbone(found.weights, random)
+    for name, weight in both.taken.items():
+        if name not in random or random[name].shape != weight.shape:
+            wanted = tuple(random[name].shape) if name in random else "not there"
+            raise UserError(
+                f"`system` must have the weights of its backbone {path}: there {name} is "
+                f"{tuple(weight.shape)}, and here it is {wanted}. Change `system`, or name another."
+            )
+    return {**both.taken, **both.fresh}, list(both.fresh)
+
+
+class _Found(NamedTuple):
+    """A trained model: class name of its system, its encoded config, and its weights."""
+
+    system: str
+    config: Any
+    weights: Mapping[str, Tensor]
+
+    def shared(self, system: System) -> tuple[str, ...]:
+        """Return the fields of the config that must be those of a system on this backbone."""
+        return system.backbones[self.system]
+
+
+def _weights_of(path: Path, system: nn.Module) -> _Found:
+    """Return the model of a path: a checkpoint of ours, or a published model."""
     if (path / MANIFEST).is_file() or (path / "checkpoints").is_dir():
         path = resolve(path)
         manifest = read_manifest(path)
-        _check_name(manifest["system"], name, path)
-        return manifest["config"], load_weights(path)
+        _check_name(manifest["system"], system, path)
+        config = _as_now(manifest["system"], manifest["config"])
+        return _Found(manifest["system"], config, load_weights(path))
     known = find_format(path)
     if known is None:
         raise UserError(
@@ -123,15 +175,26 @@ def _weights_of(path: Path, system: nn.Module) -> tuple[Any, Mapping[str, Tensor
             f"known format ({', '.join(FORMATS)}): {path} is neither. Check the path."
         )
     # This check comes before gigabytes are read.
-    _check_name(known.system, name, path)
+    _check_name(known.system, system, path)
     model = known.load(path, cast("System", system))
-    return encode(model.config), model.state_dict()
+    return _Found(known.system, encode(model.config), model.state_dict())
 
 
-def _check_name(found: str, name: str, path: Path) -> None:
-    if found != name:
+def _as_now(name: str, config: Any) -> Any:
+    """Return a config as it is written now: fields that were added since then have defaults."""
+    for system in SYSTEMS.values():
+        if system.__name__ == name:
+            with contextlib.suppress(ValueError):  # then it is compared as it was written
+                return encode(decode(system.Config, config))
+    return config
+
+
+def _check_name(found: str, system: nn.Module, path: Path) -> None:
+    names = [system_class(system).__name__, *getattr(system, "backbones", ())]
+    if found not in names:
         raise UserError(
-            f"`init_from` must name weights of {name}: {path} has those of {found}. Name another."
+            f"`init_from` must name weights of {' or '.join(names)}: {path} has those of {found}. "
+            "Name another."
         )
 
 
