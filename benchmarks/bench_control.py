@@ -1,11 +1,13 @@
 """How far does each system follow another text's whole, and what does that cost?
 
-Arms of `part_whole` learn three things as lanes of one stack: the answers of `logbook`, the answers
-of `navon`, and all symbols of `navon`. Then held-out items go on from a tick under their own whole
-and under that of another item, in every way that the system allows (`evaluate/control.py`). In the
-lanes of all symbols the exchange happens after five of eight blocks: the following blocks should
-show the other motif, and the cost is what all other symbols lose. The lanes of `logbook` also
-answer logs of up to 16 times the length, beside the bytes of their states. On a GPU:
+Arms of `part_whole` learn four things as lanes of one stack: the answers of `logbook`, of `navon`
+and of `acrostic` (first letters and rhymes under a plan), and all symbols of `navon`. Then held-out
+items go on from a tick under their own whole and under that of another item, in every way that the
+system allows (`evaluate/control.py`). In the lanes of all symbols the exchange happens after five
+of eight blocks: the following blocks should show the other motif, and the cost is what all other
+symbols lose. In those of `acrostic` it happens before the poem, whose lines should begin as the
+other plan says, and the cost is that of the rhymes. The lanes of `logbook` also answer logs of up
+to 16 times the length, beside the bytes of their states. On a GPU:
 
     python benchmarks/bench_control.py --device cuda --seconds 60 --out runs/control
     python benchmarks/bench_control.py --table benchmarks/results/control.parquet
@@ -67,14 +69,27 @@ LANES: tuple[tuple[str, Trained], ...] = (
     ("logbook", "answer"),
     ("navon", "answer"),
     ("navon", "all"),
+    ("acrostic", "answer"),
 )
+KINDS = {
+    "logbook": ("whole", "part"),
+    "navon": ("whole", "part"),
+    "acrostic": ("acrostic", "rhyme"),
+}
+"""Kind of the answers that follow the whole, and of those that should stay, by task."""
 TWO_LEVELS = replace(
     two_stream(),
     levels=(LevelConfig(whole=tower(48, 1, 64), lower_layers=1, block_ticks=4, compressor="mean"),),
 )
 """The arm two_stream with a second level above its whole: a step for four words."""
-FIRST = {("logbook", "answer"): 73, ("navon", "answer"): 73, ("navon", "all"): 46}
-"""Ticks before the exchange: all events or blocks, or five blocks, and the id of the beginning."""
+FIRST = {
+    ("logbook", "answer"): 73,
+    ("navon", "answer"): 73,
+    ("navon", "all"): 46,
+    ("acrostic", "answer"): 54,
+}
+"""Ticks before the exchange: all events or blocks, five blocks, or the plan and what stands between
+it and the poem; and the id of the beginning."""
 NAVON = TASKS["navon"]
 BLOCK = 9
 """Ticks of a block of `navon`, and of the space after it."""
@@ -120,6 +135,9 @@ def asked(items: Sequence[Item], task: str, trained: Trained) -> list[Item]:
 
     Where all symbols are trained, these are the first cells of blocks that show their own motif.
     """
+    if task == "acrostic":  # rhymes stand at other places in other poems: lines are compared first
+        first = [sorted(item.answers, key=lambda one: one.kind) for item in items]
+        return [replace(item, answers=tuple(own)) for item, own in zip(items, first, strict=True)]
     if trained == "answer":
         return list(items)
     found = []
@@ -277,7 +295,7 @@ def table(records: Sequence[Record], task: str, trained: Trained, kind: str) -> 
     """Yield the lines of a Markdown table: one line for each arm and way.
 
     The cost is that of all other symbols where these are trained, and otherwise that of the answers
-    about a part.
+    that should stay.
     """
     yield "| arm | way | right % | kept % | obeyed % | swap-delta, bits | cost of other symbols |"
     yield "|---|---|---|---|---|---|---|"
@@ -293,7 +311,10 @@ def table(records: Sequence[Record], task: str, trained: Trained, kind: str) -> 
             cost = interval([one["other_symbol_bits"] - one["own_symbol_bits"] for one in cells], 3)
         else:
             parts = [
-                answer for one in cells for answer in one["answers"] if answer["kind"] == "part"
+                answer
+                for one in cells
+                for answer in one["answers"]
+                if answer["kind"] == KINDS[task][1]
             ]
             cost = interval([one["other_bits"] - one["own_bits"] for one in parts], 3)
         shares = [
@@ -333,7 +354,7 @@ def main() -> None:
     if args.table:
         records = read_records(args.table)
         for task, trained in LANES:
-            kind = "first cell" if trained == "all" else "whole"
+            kind = "first cell" if trained == "all" else KINDS[task][0]
             print(task, trained, *table(records, task, trained, kind), sep="\n")
         print("by length", *length_table(records), sep="\n")
         for times in TIMES:

@@ -17,6 +17,7 @@ import torch
 
 from counterpoint.data.recorded import Recorded, record_once
 from counterpoint.data.tasks.items import HELD_OUT_SEED, Item, ScoredTask, Trained
+from counterpoint.data.tasks.part_whole.acrostic import Acrostic
 from counterpoint.data.tasks.part_whole.logbook import Logbook
 from counterpoint.data.tasks.part_whole.navon import Navon
 from counterpoint.data.tasks.source import PreparedTask, TaskData
@@ -33,6 +34,8 @@ TASKS: dict[str, ScoredTask] = {
     "logbook": Logbook(num_events=24, whole_share=1.0),
     "navon": Navon(num_blocks=8, block_symbols=8),
 }
+FORMS = TASKS | {"acrostic": Acrostic(filler=36, lengths=(4,))}
+"""The tasks, and a poem of eight lines of four letters under a plan."""
 TRAIN = TrainConfig(
     num_steps=400,
     batch_rows=16,
@@ -120,7 +123,7 @@ def recorded(
     trained: Trained = "answer",
 ) -> Recorded:
     """Return the batches of a task and seed, which all arms with these streams share."""
-    data = PreparedTask(TaskData(task=TASKS[task], seed=seed, trained=trained), layout, max(RATES))
+    data = PreparedTask(TaskData(task=FORMS[task], seed=seed, trained=trained), layout, max(RATES))
     if data.num_ticks != ROW_TICKS:
         raise SystemExit(f"Rows must have {ROW_TICKS} ticks: {task} has {data.num_ticks}.")
     streams = "-".join(f"{one.name}{one.period_ticks}" for one in layout.predicted)
@@ -133,7 +136,7 @@ def scored_items(folder: Path, task: str) -> tuple[Item, ...]:
     """Return the items on which a task is scored; they are made once."""
     path = folder / f"{task}-items.pickle"
     if not path.exists():
-        items = tuple(TASKS[task].item(ITEMS_SEED, number) for number in range(NUM_ITEMS))
+        items = tuple(FORMS[task].item(ITEMS_SEED, number) for number in range(NUM_ITEMS))
         folder.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as partial_path:
             partial_path.write_bytes(pickle.dumps(items))

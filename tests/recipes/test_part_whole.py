@@ -7,6 +7,8 @@ from counterpoint.data.tasks.source import TaskData
 from counterpoint.evaluate.latency import decode_latency
 from counterpoint.recipes.grid import costs
 from counterpoint.recipes.part_whole import part_whole
+from counterpoint.recipes.part_whole_gpu import GRAPH_BLOCKS as GPU_BLOCKS
+from counterpoint.recipes.part_whole_gpu import part_whole_gpu
 from counterpoint.recipes.part_whole_small import GRAPH_BLOCKS, part_whole_small
 from counterpoint.systems import build_system, sketch
 from counterpoint.systems.two_stream import TwoStream
@@ -65,6 +67,17 @@ def test_small_forms_have_no_more_words_than_rows_have_room_for() -> None:
     for task in part_whole_small().tasks:
         texts = [FORMS[task].item(0, number).text.ljust(112, "\0") for number in range(100)]
         assert max(len(blocks_of(system, text)) for text in texts) <= GRAPH_BLOCKS
+
+
+def test_the_arms_for_a_gpu_cost_the_same_and_have_room_for_their_words() -> None:
+    grid = part_whole_gpu()
+    system = build_system(ARMS["two_stream"], 0)
+    assert isinstance(system, TwoStream)
+    for task in grid.tasks:
+        found = costs(grid, task)
+        assert all(5e6 < cost.parameters < 30e6 for cost in found.values())
+        texts = [FORMS[task].item(0, number).text for number in range(100)]
+        assert max(len(blocks_of(system, text)) for text in texts) <= GPU_BLOCKS
 
 
 def test_two_streams_at_one_rate_compress_nothing() -> None:
