@@ -10,6 +10,7 @@ other plan says, and the cost is that of the rhymes. The lanes of `logbook` also
 to 16 times the length, beside the bytes of their states. On a GPU:
 
     python benchmarks/bench_control.py --device cuda --seconds 60 --out runs/control
+    python benchmarks/bench_control.py --lanes "acrostic answer" --arms deep --num-steps 800
     python benchmarks/bench_control.py --table benchmarks/results/control.parquet
 """
 
@@ -346,7 +347,12 @@ def main() -> None:
     """Run the arms, or print the tables."""
     parser = stack_parser(__doc__, "control")
     parser.add_argument("--arms", nargs="+", default=ARMS)
-    parser.add_argument("--lanes", nargs="+", help='such as "logbook answer"; all by default')
+    parser.add_argument(
+        "--lanes",
+        nargs="+",
+        default=[" ".join(lane) for lane in LANES[:3]],
+        help='such as "acrostic answer"; the first three by default',
+    )
     parser.add_argument("--items", type=int, default=300, help="items that are continued")
     parser.add_argument("--long-items", type=int, default=200, help="logs of each length")
     parser.add_argument("--workers", type=int, default=1)
@@ -361,7 +367,7 @@ def main() -> None:
             print(f"{times} times:", floor_by_length(args.batches, times, args.long_items))
         return
     setting = Setting(
-        lanes=tuple(lane for lane in LANES if not args.lanes or " ".join(lane) in args.lanes),
+        lanes=tuple(lane for lane in LANES if " ".join(lane) in args.lanes),
         seeds=tuple(args.seeds),
         train=replace(TRAIN, num_steps=args.num_steps),
         device=args.device,
