@@ -328,7 +328,7 @@ def test_two_cells_that_are_killed_again_and_again_end_with_the_same_parquet(
     script.write_text(KILLED)
     folder = tmp_path / "killed"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    command = [sys.executable, script, folder]
+    command = [sys.executable, str(script), str(folder)]
     rng = random.Random(5)
     states: set[frozenset[Path]] = set()
     for life in range(6):
