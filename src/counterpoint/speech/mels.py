@@ -47,6 +47,21 @@ class LogMels:
         self._bands = _mel_bands(num_bands)
         self._shape = torch.hann_window(_WINDOW)
 
+    @property
+    def settings(self) -> dict[str, float]:
+        """Numbers on which the frames depend, by their names."""
+        return {
+            "sample_rate": _SAMPLE_RATE,
+            "hop": _HOP,
+            "window": _WINDOW,
+            "fft": _FFT,
+            "lowest_hz": _LOWEST_HZ,
+            "highest_hz": _HIGHEST_HZ,
+            "floor": _FLOOR,
+            "frame_rate_hz": self.frame_rate_hz,
+            "num_bands": self.num_bands,
+        }
+
     def encode(self, audio: Float[Tensor, "B N"]) -> Float[Tensor, "B T F"]:
         """Return the frames of whole recordings; the last frame is completed with silence.
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int16
@@ -30,6 +30,7 @@ JOE_FORMANTS = (0.88, 1.0, 1.15, 1.3, 1.45)
 SLOW = ("kokoro",)
 """Engines whose voices must be named, because they take nearly as long to speak as a person."""
 
+_LOUDNESS_LUFS = -24.0
 _FORMAT = {"format": "counterpoint-utterance", "version": "1"}
 _FRAME_S = 0.005
 _QUIET_DB = -45.0
@@ -107,7 +108,7 @@ class Synthesizer:
     def __init__(
         self,
         cache_folder: str | Path | None = None,
-        loudness_lufs: float = -24.0,
+        loudness_lufs: float = _LOUDNESS_LUFS,
         engines: Mapping[str, Callable[[], SpeechEngine]] = ENGINES,
     ) -> None:
         self._cache = None if cache_folder is None else Path(cache_folder).expanduser()
@@ -174,6 +175,21 @@ class Synthesizer:
             for word in timed
         ]
         return samples, words
+
+
+def how_spoken(voices: Sequence[Voice]) -> dict[str, Any]:
+    """Return JSON values on which what voices say depends, besides the text.
+
+    It is what a `Synthesizer` caches by: the version of each engine by its name, which is empty if
+    the engine is not installed here, and what happens to its speech.
+    """
+    names = sorted({voice.engine for voice in voices})
+    return {
+        "voices": [asdict(voice) for voice in voices],
+        "engines": {name: ENGINES[name].installed_version() for name in names},
+        "loudness_lufs": _LOUDNESS_LUFS,
+        **_FORMAT,
+    }
 
 
 def join_utterances(parts: Sequence[Spoken], silence: int, sample_rate: int) -> Spoken:

@@ -32,6 +32,10 @@ class Tones:
     version = "tones 1"
     alphabet: Alphabet = "latin"
 
+    @staticmethod
+    def installed_version() -> str:
+        return Tones.version
+
     def say(self, text: str, name: str, stretch: float) -> Said:
         words, pieces, samples = list[SpokenWord](), [torch.zeros(800)], 800
         for index, word in enumerate(text.split()):

@@ -1,5 +1,6 @@
 """Problems joined from spoken words: their frames stand where their words are said."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from counterpoint.data.tasks.spoken_maths.bank import (
     make_bank,
     read_bank,
     sound_frames,
+    was_current,
 )
 from counterpoint.data.tasks.spoken_maths.hearing import chunks
 from counterpoint.data.tasks.spoken_maths.problems import SpokenMaths
@@ -29,12 +31,14 @@ from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData, opened_
 from counterpoint.errors import UserError
 from counterpoint.evaluate.duplex.spoken_maths import clock_of, listen, made_by_program
 from counterpoint.evaluate.duplex.thought_kinds import KindScorer
+from counterpoint.files import write_tensors
 from counterpoint.progress import Progress
 from counterpoint.recipes.shanks_small import spoken_maths_run
 from counterpoint.recipes.shanks_small_sound import shanks_small_sound
 from counterpoint.runtime.thinker import SystemThinker
+from counterpoint.speech import mels
 from counterpoint.speech.spoken_words import SpokenWord
-from counterpoint.speech.voices import Spoken, Synthesizer, Voice
+from counterpoint.speech.voices import Spoken, Synthesizer, Voice, how_spoken
 from counterpoint.streams.rounds import HEARD
 from counterpoint.systems import shanks
 from counterpoint.systems.shanks import Shanks
@@ -267,6 +271,49 @@ def test_a_bank_that_nobody_named_is_made_once_and_again_if_it_is_lost(
     with pytest.raises(UserError, match="is missing"):
         missing.find_files()
     bank_name.cache_clear()
+
+
+def test_an_outdated_bank_is_made_again_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise another engine, or mels with other constants, would go on with its sounds."""
+    speakers: list[Beeper] = []
+    versions = {"piper": "piper-tts 1"}
+
+    def speaker(folder: str) -> Beeper:
+        speakers.append(Beeper())
+        return speakers[-1]
+
+    def num_made() -> int:
+        was_current.cache_clear()
+        made_bank(str(tmp_path), 1)
+        return len(speakers)
+
+    monkeypatch.setattr(bank_module, "_NUM_PROBLEMS", 2)
+    monkeypatch.setattr(bank_module, "Synthesizer", speaker)
+    spoken = how_spoken(VOICES)
+    monkeypatch.setattr(bank_module, "how_spoken", lambda _: {**spoken, "engines": dict(versions)})
+    bank_name.cache_clear()
+    data = SpokenMathsData(bank=BankConfig(cache_folder=str(tmp_path), takes=1))
+    assert (num_made(), num_made()) == (1, 1)
+    versions["piper"] = "piper-tts 2"
+    was_current.cache_clear()
+    assert data.find_files() == {}  # a model gets no outdated bank
+    assert (num_made(), num_made()) == (2, 2)
+    versions["piper"] = ""  # not installed any more: nothing newer can be made
+    assert num_made() == 2
+    assert data.find_files().keys() == {"bank"}
+    versions["piper"] = "piper-tts 2"
+    monkeypatch.setattr(mels, "_FLOOR", 1e-6)
+    assert (num_made(), num_made()) == (3, 3)
+    made = made_bank(str(tmp_path), 1)
+    bank = read_bank(made)
+    # Like banks of the time before they said how they were made.
+    write_tensors(made, {"stored": bank.stored}, {"takes": json.dumps(bank.takes)})
+    assert read_bank(made).digest == bank.digest
+    assert (num_made(), num_made()) == (4, 4)
+    bank_name.cache_clear()
+    was_current.cache_clear()
 
 
 def test_a_run_keeps_its_bank_and_finds_it_again(path: Path, tmp_path: Path) -> None:

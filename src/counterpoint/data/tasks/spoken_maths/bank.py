@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -27,7 +27,7 @@ from counterpoint.files import write_tensors
 from counterpoint.progress import Progress
 from counterpoint.speech.mels import LogMels
 from counterpoint.speech.spoken_words import SpokenWord
-from counterpoint.speech.voices import JOE_FORMANTS, Speaker, Synthesizer, Voice
+from counterpoint.speech.voices import JOE_FORMANTS, Speaker, Synthesizer, Voice, how_spoken
 
 FRAME_HZ = 12.5
 """Frames a second."""
@@ -98,9 +98,16 @@ class WordBank(NamedTuple):
                 words.append(SpokenWord(word, start_s, len(numbers) / FRAME_HZ))
         return tuple(words), torch.tensor(numbers)
 
-    def save(self, path: Path) -> None:
-        """Write the bank to a file."""
-        write_tensors(path, {"stored": self.stored}, {"takes": json.dumps(self.takes)})
+    def save(self, path: Path, made: Mapping[str, Any] | None = None) -> None:
+        """Write the bank to a file.
+
+        Args:
+            path: The file.
+            made: JSON values that say how it was made; ``None`` says nothing.
+        """
+        facts = {"takes": self.takes, "made": made}
+        # One entry, because files of several have them in any order.
+        write_tensors(path, {"stored": self.stored}, {"bank": json.dumps(facts)})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,8 +148,13 @@ class BankConfig:
         """Where the file is, or will be when it is made."""
         return Path(self.file or Path(self.cache_folder) / self.name).expanduser()
 
+    @property
+    def is_made(self) -> bool:
+        """Whether the file that nobody named is there, as it would be made now."""
+        return self.place.is_file() and is_current(self.place)
+
     def path(self, progress: Progress | None = None) -> Path:
-        """Return the file; one that nobody named is made if it is missing; see `made_bank`."""
+        """Return the file; one that nobody named is made if it is needed; see `made_bank`."""
         return self.place if self.file else made_bank(self.cache_folder, self.takes, progress)
 
 
@@ -155,7 +167,15 @@ def read_bank(path: Path) -> WordBank:
     if not path.is_file():
         raise UserError(f"A bank of words must be a file: {path} is none. Make it first.")
     with safe_open(path, "pt") as file:
-        return WordBank(file.get_tensor("stored"), json.loads(file.metadata()["takes"]))
+        return WordBank(file.get_tensor("stored"), _facts(file.metadata())["takes"])
+
+
+def _facts(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return the takes of a file, and how it was made: ``None`` in files that do not say it."""
+    if "bank" not in metadata:  # a file of the time before banks said how they were made
+        return {"takes": json.loads(metadata["takes"]), "made": None}
+    facts: dict[str, Any] = json.loads(metadata["bank"])
+    return facts
 
 
 def sound_frames(audio: Float[Tensor, " N"]) -> Float[Tensor, "T width"]:
@@ -225,7 +245,7 @@ def bank_name(takes: int) -> str:
 def made_bank(
     folder: str, takes: int, progress: Progress | None = None, speaker: Speaker | None = None
 ) -> Path:
-    """Return the file of a bank of `VOICES` in a folder; it is made if there is none.
+    """Return the file of a bank of `VOICES` in a folder; a missing or outdated one is made.
 
     Args:
         folder: Folder of banks, and of the sentences that are spoken for them: if the making is
@@ -239,11 +259,44 @@ def made_bank(
         OSError: The folder cannot be written.
     """
     path = Path(folder).expanduser() / bank_name(takes)
-    if not path.is_file():
+    if not (path.is_file() and is_current(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         speaker = Synthesizer(folder) if speaker is None else speaker
-        make_bank(speaker, VOICES, _problems(), takes, progress).save(path)
+        make_bank(speaker, VOICES, _problems(), takes, progress).save(path, _how_made())
     return path
+
+
+def is_current(path: Path) -> bool:
+    """Return whether a bank of `VOICES` is as it would be made now.
+
+    Its engines and mels must be those of today; of an engine that is not installed here, nothing
+    newer can be made, so any version will do.
+    """
+    return was_current(path, path.stat().st_mtime_ns)
+
+
+@cache
+def was_current(path: Path, changed_ns: int) -> bool:
+    """Return whether a bank that was last changed at a time is current; see `is_current`."""
+    with safe_open(path, "pt") as file:
+        made = _facts(file.metadata())["made"]
+    if made is None:
+        return False
+    now = _how_made()
+    engines = now["spoken"]["engines"]
+    for name, version in made["spoken"]["engines"].items():
+        engines[name] = engines.get(name) or version
+    return bool(made == now)
+
+
+def _how_made() -> dict[str, Any]:
+    """Return JSON values on which the sounds of a bank of `VOICES` depend, besides what is said."""
+    return {
+        "spoken": how_spoken(VOICES),
+        "mels": LogMels(FRAME_HZ).settings,
+        "steps": _STEPS,
+        "format": 1,
+    }
 
 
 def _problems() -> list[Problem]:

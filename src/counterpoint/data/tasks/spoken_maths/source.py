@@ -253,9 +253,9 @@ class SpokenMathsData:
     def find_files(self) -> dict[str, Path]:
         """Return the file of the bank, if there is one; see `KeepsFiles`.
 
-        A bank that was not made yet, and that nobody named, is left out.
+        A bank that was not made yet as it would be now, and that nobody named, is left out.
         """
-        if self.sound is None or not (self.sound.file or self.sound.place.is_file()):
+        if self.sound is None or not (self.sound.file or self.sound.is_made):
             return {}
         return existing_files({"bank": str(self.sound.place)})
 
