@@ -74,12 +74,12 @@ class PeakBytes(TorchDispatchMode):
 @contextmanager
 def every_key() -> Iterator[None]:
     """Compare every tick with every block, however long the row is."""
-    few = key_groups.FEW_KEYS
-    key_groups.FEW_KEYS = 1 << 40
+    times = key_groups.DENSE_TIMES
+    key_groups.DENSE_TIMES = 1 << 40
     try:
         yield
     finally:
-        key_groups.FEW_KEYS = few
+        key_groups.DENSE_TIMES = times
 
 
 def random_batch(system: System, num_rows: int, num_ticks: int, device: str) -> Batch:

@@ -105,16 +105,17 @@ def test_short_rows_and_wide_windows_are_read_densely() -> None:
         return group_keys(seen, num_keys, window, shortest)
 
     assert groups(key_groups.FEW_KEYS, 8, 1) is None
-    found = groups(key_groups.FEW_KEYS + 1, 8, 1)
-    assert found is not None
-    assert found.key.shape == (1, 6, 8 + 63)
+    for window, shape in ((8, (1, 41, 8 + 7)), (64, (1, 6, 64 + 63))):  # at most twice the window
+        found = groups(key_groups.FEW_KEYS + 1, window, 1)
+        assert found is not None
+        assert found.key.shape == shape
     assert groups(512, 1000, 8) is None
     assert groups(512, 256 - 8, 8) is None  # a group has half of the keys
     assert groups(513, 256 - 8, 8) is not None
     for num_keys in (320, 321, 640, 4000):
-        dense = groups(num_keys, 8, 1) is None
-        wanted = num_keys if dense else (8 + 63) * -(-num_keys // 64) * 64 / num_keys
-        assert keys_run(num_keys, num_keys, 8, 1) == wanted
+        dense = groups(num_keys, 80, 1) is None
+        wanted = num_keys if dense else (80 + 63) * -(-num_keys // 64) * 64 / num_keys
+        assert keys_run(num_keys, num_keys, 80, 1) == wanted
 
 
 @pytest.mark.parametrize("num_first", [1, 3])

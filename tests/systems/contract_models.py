@@ -72,6 +72,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 IN_GROUPS = (
+    ("hrt", "three_levels"),
+    ("hrt", "words"),
+    ("hrt", "learned"),
     ("single_stream", "strided"),
     ("single_stream", "summaries"),
     ("two_stream", "wavelet_lag2"),

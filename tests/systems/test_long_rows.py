@@ -18,7 +18,7 @@ from counterpoint.systems import SystemConfig, build_system
 from counterpoint.systems.contract import System
 from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig
 from tests.blocks.covering import covering_rows
-from tests.systems.contract_models import batch_of, random_ticks
+from tests.systems.contract_models import CONFIGS, batch_of, build, random_ticks
 from tests.systems.counted_flops import CountedFlops
 from tests.systems.in_groups import no_groups, tiny_groups
 from tests.systems.scoring import extend
@@ -76,7 +76,7 @@ def documents(model: System, num_rows: int, num_ticks: int, starts: Sequence[int
     return batch_of(model, random_ticks(model, num_rows, num_ticks), begin)
 
 
-def outcome(model: TwoStream, batch: Batch) -> tuple[list[Tensor], int]:
+def outcome(model: System, batch: Batch) -> tuple[list[Tensor], int]:
     """Scores and gradients of all weights, and the FLOPs of both."""
     model.train()
     torch.manual_seed(3)  # for `whole_dropout`
@@ -101,6 +101,22 @@ def test_rows_in_groups_equal_rows_that_compare_every_tick_with_every_block(numb
         grouped, flops = outcome(model, batch)
     assert flops < dense_flops
     for ours, theirs in zip(grouped, dense, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("starts", [(0,), (0, 1, 2, 19, 40), (0, 33)])
+@pytest.mark.parametrize("name", CONFIGS["hrt"])
+def test_levels_in_groups_read_what_each_step_picks_alone(name: str, starts: Sequence[int]) -> None:
+    """HRT without groups picks the newest coarse steps for each step apart."""
+    torch.manual_seed(4)
+    model = build("hrt", name).double()
+    batch = documents(model, 3, 91, starts)
+    with no_groups():
+        alone, alone_flops = outcome(model, batch)
+    with tiny_groups():
+        grouped, flops = outcome(model, batch)
+    assert flops > alone_flops
+    for ours, theirs in zip(grouped, alone, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 

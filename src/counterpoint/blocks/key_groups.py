@@ -23,11 +23,14 @@ from torch import Tensor
 from counterpoint.streams.clock import Span, grouped_keys, grouped_mask, most_keys, span_mask
 
 GROUP_SIZE = 64
-"""Queries of a group. 32 to 128 are about as fast on a CPU; fewer copy more, more read more."""
+"""Most queries of a group. 32 to 128 are about as fast on a CPU; fewer copy more, more read more.
+
+A group has fewer where its queries would otherwise read more than twice the window together.
+"""
 DENSE_TIMES = 2
 """Rows with at most so many times the keys of a group are read densely, which is then faster."""
 FEW_KEYS = 320
-"""Rows with at most so many keys are read densely.
+"""Rows with at most so many keys are read densely, where nothing else is said.
 
 With a small window groups are faster from fewer keys on. The floor keeps the costs of arms that are
 compared at equal FLOPs on short rows as they were counted.
@@ -103,7 +106,9 @@ class KeyGroups(NamedTuple):
         return memory.gather(2, index).unflatten(2, self.key.shape[1:])
 
 
-def group_keys(span: Span, num_keys: int, window: int, shortest: int) -> KeyGroups | None:
+def group_keys(
+    span: Span, num_keys: int, window: int, shortest: int, few_keys: int | None = None
+) -> KeyGroups | None:
     """Return the keys of each group of queries of whole rows; ``None`` if they should read all.
 
     Args:
@@ -111,11 +116,13 @@ def group_keys(span: Span, num_keys: int, window: int, shortest: int) -> KeyGrou
         num_keys: Number of keys of a row.
         window: Largest number of keys of a span.
         shortest: Smallest number of queries from one to the next that may read a further key.
+        few_keys: Number of keys up to which there are no groups; ``None`` means `FEW_KEYS`.
     """
-    wanted = _keys_of_group(num_keys, window, shortest)
+    wanted = _keys_of_group(num_keys, window, shortest, few_keys)
     if wanted is None:
         return None
-    return KeyGroups(GROUP_SIZE, grouped_keys(span, GROUP_SIZE, wanted))
+    size = _group_size(window, shortest)
+    return KeyGroups(size, grouped_keys(span, size, wanted))
 
 
 def read_mask(
@@ -145,7 +152,9 @@ def read_sums(
     return weights @ v if groups is None else groups.sums(weights, v)
 
 
-def keys_run(num_queries: int, num_keys: int, window: int, shortest: int) -> float:
+def keys_run(
+    num_queries: int, num_keys: int, window: int, shortest: int, few_keys: int | None = None
+) -> float:
     """Return for how many keys a query computes scores, masked ones and padding included.
 
     Args:
@@ -153,14 +162,22 @@ def keys_run(num_queries: int, num_keys: int, window: int, shortest: int) -> flo
         num_keys: Number of keys of a row.
         window: See `group_keys`.
         shortest: See `group_keys`.
+        few_keys: See `group_keys`.
     """
-    wanted = _keys_of_group(num_keys, window, shortest)
+    wanted = _keys_of_group(num_keys, window, shortest, few_keys)
     if wanted is None:
         return num_keys
-    return wanted * (-(-num_queries // GROUP_SIZE) * GROUP_SIZE) / num_queries
+    size = _group_size(window, shortest)
+    return wanted * (-(-num_queries // size) * size) / num_queries
 
 
-def _keys_of_group(num_keys: int, window: int, shortest: int) -> int | None:
+def _group_size(window: int, shortest: int) -> int:
+    """Return the number of queries of a group."""
+    return min(GROUP_SIZE, window * shortest)
+
+
+def _keys_of_group(num_keys: int, window: int, shortest: int, few_keys: int | None) -> int | None:
     """Return the number of keys K of a group; ``None`` if reading all keys is cheaper."""
-    wanted = most_keys(window, GROUP_SIZE, shortest)
-    return wanted if num_keys > max(DENSE_TIMES * wanted, FEW_KEYS) else None
+    wanted = most_keys(window, _group_size(window, shortest), shortest)
+    few = max(DENSE_TIMES * wanted, FEW_KEYS if few_keys is None else few_keys)
+    return wanted if num_keys > few else None

@@ -24,6 +24,7 @@ from counterpoint.blocks.cross_attention import (
     cross_reach,
     newest_reach,
 )
+from counterpoint.blocks.key_groups import group_keys, keys_run
 from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.streams.clock import finished_span
@@ -194,6 +195,7 @@ def level_views(
         end = torch.arange(num_steps, device=reach.cos.device).expand(len(counts.position), -1)
         seen = end + 1
         first = torch.zeros_like(end)
+        shortest = 1
         position = counts.finished[reader - 1] if reader else counts.position
         for source in range(reader + 1, len(counts.finished) + 1):
             if source <= len(blocks):
@@ -201,6 +203,7 @@ def level_views(
                 first = laid.first if source == reader + 1 else laid.ended(first)
                 seen = laid.ended(seen)
                 end = end.gather(1, laid.grid.end)
+                shortest *= laid.grid.shortest
             else:  # no step of the coarse level ends within the chunk
                 first = torch.zeros_like(first)
                 seen = first
@@ -213,15 +216,31 @@ def level_views(
                 offset = torch.arange(end.shape[1], device=end.device)
                 real = offset < seen[:, -1:]
                 slot = torch.where(real, (before[:, None] + offset) % capacity, capacity)
-            span = finished_span(seen + before[:, None], 0, first)
-            if capacities is None and capacity <= num_keys:
-                # All coarse steps of the rows are read, so none needs to be picked for each step.
+            span = finished_span(seen + before[:, None], 0, first, num_keys)
+            groups = None
+            if capacities is None:
+                groups = group_keys(span, capacity, num_keys, shortest, few_keys=0)
+            if groups is not None or (capacities is None and capacity <= num_keys):
+                # No coarse step needs to be picked for each step: all are read, or those of a group
                 number = torch.arange(capacity + 1, device=end.device)[None]
-                near = cross_reach(reach.cos, reach.sin, span, number)
+                near = cross_reach(reach.cos, reach.sin, span, number, groups)
             else:
                 near = newest_reach(reach.cos, reach.sin, span, num_keys, capacity)
             views[reader, source] = View(near, end + position[:, None], slot)
     return views
+
+
+def keys_scored(num_steps: int, num_coarse: int, num_keys: int, shortest: int) -> float:
+    """Return for how many coarse steps each step of whole rows computes scores.
+
+    Args:
+        num_steps: Number of steps of the reading level.
+        num_coarse: Number of coarse steps.
+        num_keys: See `level_views`.
+        shortest: Smallest number of steps of the reading level that a coarse step covers.
+    """
+    run = keys_run(num_steps, num_coarse, num_keys, shortest, few_keys=0)
+    return run if run < num_coarse else min(num_keys, num_coarse + 1)
 
 
 class Link(nn.Module):
@@ -244,8 +263,8 @@ class Link(nn.Module):
         heads = self.attention.num_heads
         return self.gate.new_zeros(num_rows, 2, heads, capacity + 1, len(self.gate) // heads)
 
-    def flops_per_step(self, num_keys: int) -> float:
-        """Return the forward FLOPs of one step that reads ``num_keys`` coarse steps."""
+    def flops_per_step(self, num_keys: float) -> float:
+        """Return the forward FLOPs of one step that computes scores for ``num_keys`` steps."""
         maps = (self.attention.query, self.attention.gate, self.attention.out)
         products = sum(one.weight.numel() for one in maps)
         return 2 * (products + 2 * (num_keys + 1) * len(self.gate))

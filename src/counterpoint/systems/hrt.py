@@ -55,6 +55,7 @@ from counterpoint.blocks.pyramid import (
     Link,
     Rise,
     fuse,
+    keys_scored,
     lay_levels,
     level_views,
 )
@@ -444,8 +445,10 @@ class HRT(System):
             total += steps * tower.flops_per_step(steps)
             for key, link in self.links.items():
                 if _reader(key) == level:
-                    num_keys = min(config.num_keys, by_level[_source(key)] + 1)
-                    total += steps * link.flops_per_step(num_keys)
+                    source = _source(key)
+                    shortest = config.least_ticks(source) // config.least_ticks(level)
+                    read = keys_scored(steps, by_level[source], config.num_keys, shortest)
+                    total += steps * link.flops_per_step(read)
                 if _source(key) == level:
                     total += steps * 2 * link.attention.key_value.weight.numel()
             if level:
