@@ -40,8 +40,10 @@ from counterpoint.data.tasks.spoken_maths.bank import make_bank, read_bank
 from counterpoint.data.tasks.spoken_maths.problems import SpokenMaths
 from counterpoint.data.tasks.spoken_maths.source import Arrangement, PreparedMaths, SpokenMathsData
 from counterpoint.data.tasks.spoken_maths.thoughts import Style
+from counterpoint.errors import UserError
 from counterpoint.evaluate.duplex.thought_kinds import KindScorer
 from counterpoint.processes import work_in_processes
+from counterpoint.recipes.begun import keep_or_check_begun
 from counterpoint.recipes.shanks_small import spoken_maths_run
 from counterpoint.speech.voices import JOE_FORMANTS, Synthesizer, find_voices
 from counterpoint.streams.batch import Batch
@@ -130,6 +132,8 @@ def make(options: argparse.Namespace) -> None:
     """Make the rows of some arrangements, in as many processes as there are cores."""
     begin = time.time()
     options.folder.mkdir(parents=True, exist_ok=True)
+    for name in options.arrangements:
+        keep_or_check_begun(options.folder / f"{name}.json", made_of(name, options.bank), "pool")
     size = min(PIECE_ROWS, options.rows)
     pieces = [
         (name, first) for first in range(0, options.rows, size) for name in options.arrangements
@@ -140,13 +144,22 @@ def make(options: argparse.Namespace) -> None:
     print(f"{number} pieces in {time.time() - begin:.1f} s", flush=True)
 
 
-def make_piece(folder: Path, bank: str, size: int, piece: tuple[str, int]) -> None:
-    """Make some rows and write them to a file; what sounds stays numbers of frames."""
-    name, first = piece
+def made_of(name: str, bank: str) -> dict[str, Any]:
+    """Return the digests of the problems and the bank of which the rows of an arrangement are."""
+    return {key: {**own} for key, own in numbered(name, bank).fingerprint.items()}
+
+
+def numbered(name: str, bank: str) -> PreparedMaths:
+    """Return the rows of an arrangement; what sounds stays numbers of frames."""
     run = run_of(name, bank)
     data = cast("SpokenMathsData", run.data)
-    batches = PreparedMaths(data, system_layout(run.system), numbered=True).batches(size, 0)
-    one = batches.batch(first // size)
+    return PreparedMaths(data, system_layout(run.system), numbered=True)
+
+
+def make_piece(folder: Path, bank: str, size: int, piece: tuple[str, int]) -> None:
+    """Make some rows and write them to a file."""
+    name, first = piece
+    one = numbered(name, bank).batches(size, 0).batch(first // size)
     arrays = {f"{TICKS}.{stream}": ids for stream, ids in one.ticks.items()}
     arrays |= {f"{TARGETS}.{stream}": ids for stream, ids in one.targets.items()}
     arrays["start"] = one.document_start
@@ -168,13 +181,22 @@ class Pool:
         folder: Folder of the rows.
         name: Name of the arrangement.
         batch_rows: Number of rows of a batch.
+        bank: File of spoken words; empty for words without sound.
+
+    Raises:
+        UserError: There are no rows, or they are of other problems or another bank.
     """
 
-    def __init__(self, folder: Path, name: str, batch_rows: int) -> None:
+    def __init__(self, folder: Path, name: str, batch_rows: int, bank: str) -> None:
         files = sorted(folder.glob(f"{name}-[0-9]*.xz"))
         pieces = [np.load(io.BytesIO(lzma.decompress(file.read_bytes()))) for file in files]
-        if not pieces:
-            raise SystemExit(f"{folder} must hold rows of {name}: use `make` first.")
+        record = folder / f"{name}.json"
+        if not pieces or not record.exists():
+            raise UserError(
+                f"{folder} must hold rows of {name}, and {record.name}, which says of what they "
+                f"are made: got {len(pieces)} files of rows. Use `make` with an empty folder."
+            )
+        keep_or_check_begun(record, made_of(name, bank), "pool")
         rows = {
             key: torch.from_numpy(np.concatenate([piece[key] for piece in pieces]))
             for key in pieces[0].files
@@ -223,7 +245,9 @@ def train(names: str, deadline: float, options: argparse.Namespace) -> None:
     """Train all seeds and rates of some arrangements; write what they learned as it comes."""
     options.out.mkdir(parents=True, exist_ok=True)
     runs = [run_of(name, options.bank) for name in names.split("+")]
-    pools = {run.name: Pool(options.folder, run.name, options.batch_rows) for run in runs}
+    pools = {
+        run.name: Pool(options.folder, run.name, options.batch_rows, options.bank) for run in runs
+    }
     lanes = [
         Lane(run, seed, rate) for run in runs for seed in options.seeds for rate in options.rates
     ]
@@ -436,4 +460,7 @@ def _short(point: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(str(error)) from None
