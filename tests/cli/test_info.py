@@ -9,6 +9,7 @@ from rich.console import Console
 
 from counterpoint.cli.main import main
 from counterpoint.evaluate.report.system_tables import draw_layout, show_system
+from counterpoint.recipes.duplex_small import duplex_small
 from counterpoint.streams.spec import Layout, Role, Stream
 from counterpoint.systems import build_system, moshi, two_stream
 from counterpoint.systems.personaplex import personaplex_7b
@@ -100,6 +101,15 @@ def test_info_of_a_study_shows_every_arm(capsys: pytest.CaptureFixture[str]) -> 
     shown = capsys.readouterr().out
     assert "single_stream: SingleStream" in shown
     assert "two_stream: TwoStream" in shown
+
+
+def test_info_of_a_study_of_dialogues_shows_every_stage(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["info", "duplex_small", "--num-ticks", "64"]) == 0
+    shown = capsys.readouterr().out
+    for run in duplex_small().described_runs():
+        assert f"{run.name}: Moshi, 25 ticks a second" in shown
 
 
 def test_published_folder_is_described_without_its_weights(

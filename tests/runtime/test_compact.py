@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from counterpoint.config_json import encode
+from counterpoint.digests import sealed
 from counterpoint.errors import UserError
+from counterpoint.files import read_json, write_json
 from counterpoint.runtime.choices import FrameSampling, SpeechChoices
 from counterpoint.runtime.compact import export_checkpoint
 from counterpoint.runtime.load import load
@@ -103,3 +105,12 @@ def test_choices_go_over_what_the_model_has() -> None:
     assert (chosen.audio.top_k, chosen.audio.temperature) == (9, OWN.audio.temperature)
     assert chosen.padding_bias == 3.0
     assert SpeechChoices.of(chosen).over(FrameSampling()) == chosen
+
+
+def test_a_run_of_another_version_is_named_with_what_is_unknown(run: Path, tmp_path: Path) -> None:
+    export_checkpoint(run, tmp_path / "old")
+    manifest = read_json(tmp_path / "old" / "manifest.json")
+    manifest["run"]["data"]["hears"] = "sound"
+    write_json(tmp_path / "old" / "manifest.json", sealed(manifest))
+    with pytest.raises(UserError, match=r"old must hold a run .*no field 'hears'.* train again"):
+        load(tmp_path / "old")

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from counterpoint.errors import UserError, nearest_file
 from counterpoint.evaluate.report.system_tables import show_memory, show_system
-from counterpoint.recipes.fine_tuning import FineTuning
+from counterpoint.recipes.has_runs import HasRuns
 from counterpoint.recipes.loading import load_recipe
 from counterpoint.recipes.options import Field
 from counterpoint.recipes.overrides import parse, shown_once
@@ -95,15 +95,16 @@ def main(arguments: Sequence[str]) -> int:
 
 def _systems(value: Any, name: str) -> list[tuple[str, SystemConfig, Run | None]]:
     """Return every system that was named: its name, its config and its run, if it has one."""
-    if isinstance(value, Study):
-        return [system for run in value.arms for system in _systems(run, run.name)]
-    if isinstance(value, FineTuning):
-        value = value.run()
+    if isinstance(value, HasRuns):
+        return [(run.name, run.system, run) for run in value.described_runs()]
     if isinstance(value, Run):
         return [(value.name, value.system, value)]
     if isinstance(value, SystemConfig):
         return [(name, value, None)]
-    raise UserError(f"{name!r} must give a `Run` or a `Study`: got {type(value).__name__}.")
+    raise UserError(
+        f"{name!r} must give a `Run`, or a recipe of runs such as a `Study`: got "
+        f"{type(value).__name__}. A `Grid` has no single system: name the preset of an arm."
+    )
 
 
 def _row_ticks(run: Run | None, layout: Layout) -> int:

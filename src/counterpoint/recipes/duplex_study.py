@@ -131,6 +131,10 @@ class DuplexStudy:
         """All runs; the run that learns to talk is the last."""
         return (*self.listening, self.run)
 
+    def described_runs(self) -> tuple[Run, ...]:
+        """Return the stages; see `HasRuns`."""
+        return self.stages
+
 
 def run_duplex_study(
     study: DuplexStudy, folder: Path, world: World, progress: Progress | None = None

@@ -84,6 +84,10 @@ class FineTuning:
         if not 0 <= self.held_out < 1:
             raise UserError(f"`held_out` must be a share from 0 to 1: got {self.held_out}.")
 
+    def described_runs(self) -> tuple[Run, ...]:
+        """Return the training run without its data; see `HasRuns`."""
+        return (self.run(),)
+
     def run(self, lists: Sequence[WeightedList] = (), held_out: str = "") -> Run:
         """Return the training run.
 

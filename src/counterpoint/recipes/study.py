@@ -107,6 +107,10 @@ class Study:
                         f"{first.name!r} and {got!r} for {run.name!r}. Make them equal."
                     )
 
+    def described_runs(self) -> tuple[Run, ...]:
+        """Return the arms; see `HasRuns`."""
+        return self.arms
+
     @property
     def block_ticks(self) -> int:
         """Alignment of the rows that all arms share."""

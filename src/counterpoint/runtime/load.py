@@ -385,7 +385,7 @@ def load_run(path: Path) -> Run:
     """Return the run that wrote a checkpoint.
 
     Raises:
-        UserError: The checkpoint was written without its run.
+        UserError: The checkpoint was written without its run, or by a version with other fields.
     """
     saved = read_manifest(path).get("run")
     if saved is None:
@@ -393,7 +393,13 @@ def load_run(path: Path) -> Run:
             f"{path} must hold the run that trained it: it holds none. "
             "Train with `counterpoint train`, or give `run` to `train`."
         )
-    run: Run = decode(Run, saved, "run")
+    try:
+        run: Run = decode(Run, saved, "run")
+    except UserError as error:
+        raise UserError(
+            f"{path} must hold a run that this version can read: {error} Use the version that "
+            "wrote it, or train again."
+        ) from None
     if not isinstance(run.data, KeepsFiles):
         return run
     files = {key: file_beside(path, name) for key, name in run.data.file_names().items()}
