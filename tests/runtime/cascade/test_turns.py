@@ -13,7 +13,7 @@ from counterpoint.runtime.cascade.thinking import FixedChunks, Scene
 from counterpoint.runtime.cascade.trace import standing_words
 from counterpoint.speech.partials import ScoredWord
 from counterpoint.streams.timeline import Timeline
-from tests.runtime.cascade.scripted import Stage
+from tests.runtime.cascade.scripted import WORD_S, Stage
 
 
 def texts(timeline: Timeline, kind: str) -> list[str]:
@@ -162,6 +162,26 @@ def test_failures_in_a_long_turn_lose_no_word_that_was_known() -> None:
     cascade.hear(stage.sound(text + " - - - - -"))
     assert num_failed > 2
     assert texts(cascade.timeline(), "turn") == [text]
+
+
+def test_words_behind_the_end_of_the_sound_shift_no_later_ones() -> None:
+    """Whisper reads 30 s, and may find words in the silence with which it fills them up."""
+    stage = Stage()
+
+    def recognise(audio: Tensor) -> list[ScoredWord]:
+        words = stage.recognise(audio)
+        if 4.0 < cascade.now_s < 5.0:
+            words = [word._replace(start_s=29.0, end_s=29.5) for word in words]
+        return words
+
+    text = " ".join(f"w{number}" for number in range(30)) + "."
+    rules = CascadeRules(ear=EarRules(fixed_s=4.0))
+    cascade = stage.cascade(replace(stage.engines(), recognise=recognise), rules)
+    cascade.hear(stage.sound(text + " - - - - -"))
+    said = cascade.timeline().where(stream="user", kind="word")
+    assert said.end_s <= cascade.now_s
+    last = next(event for event in said if event.text == "w29.")
+    assert last.start_s == pytest.approx(29 * WORD_S, abs=WORD_S)
 
 
 # ------------------------------------------------------------------------ words that are revised

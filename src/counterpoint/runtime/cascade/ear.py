@@ -290,7 +290,7 @@ class Ear:
                 signs.append(Sign.FAILED)
             elif not step.is_last:
                 turn = self._open()
-                words = self._sound.placed(step.value)
+                words = self._sound.placed(step.value, self._job_end_s)
                 turn.words_end_s = self._job_end_s
                 turn.is_incomplete = self._sound.has_gap
                 self._sound.known_s = self._job_end_s
@@ -363,14 +363,22 @@ class _Sound:
         """Add a block."""
         self.blocks.append(block)
 
-    def placed(self, words: Sequence[ScoredWord]) -> tuple[ScoredWord, ...]:
-        """Return words with times of the conversation; none begins before the voice."""
+    def placed(self, words: Sequence[ScoredWord], end_s: float) -> tuple[ScoredWord, ...]:
+        """Return words with times of the conversation, which lie within the voice and the sound.
+
+        Some recognisers read longer pieces than they are given, and find words after their end. The
+        sound would be cut there, and all later words would stand too late.
+
+        Args:
+            words: Words with times from the first sample on.
+            end_s: End of the sound in which they were recognised.
+        """
+
+        def time_s(since_s: float) -> float:
+            return min(max(since_s + self.start_s, self.voice_s), end_s)
+
         return tuple(
-            word._replace(
-                start_s=max(word.start_s + self.start_s, self.voice_s),
-                end_s=max(word.end_s + self.start_s, self.voice_s),
-            )
-            for word in words
+            word._replace(start_s=time_s(word.start_s), end_s=time_s(word.end_s)) for word in words
         )
 
     def shorten(self, words: Sequence[ScoredWord], rules: EarRules) -> None:
