@@ -211,7 +211,7 @@ def test_training_saves_at_the_first_and_leaves_at_the_second(
     examples.write(tmp_path)
     words = ("-m", "counterpoint", "train", "small.py", "--train.num-steps", "1000000")
     command = start(commands, tmp_path, *words)
-    command.read_until("step 1/")
+    command.read_until("/1,000,000 steps")
     for number in range(times):
         time.sleep(0.1 * number)
         command.press()
