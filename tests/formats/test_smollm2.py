@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from counterpoint.cli.generate import main
+from counterpoint.data.text.published import open_published
 from counterpoint.formats import find_format
 from counterpoint.formats.llama import load_llama, open_llama, save_llama
-from counterpoint.runtime.load import open_published
 from counterpoint.systems.single_stream import SingleStream
 from tests.systems.scoring import extend
 from tests.systems.tiny_models import batch_of

@@ -8,7 +8,7 @@ import torch
 
 from counterpoint.blocks.low_rank import LowRankConfig
 from counterpoint.config_json import encode
-from counterpoint.data.tasks.spoken_maths.source import Words
+from counterpoint.data.tasks.spoken_maths.words import Words
 from counterpoint.errors import UserError
 from counterpoint.runtime.save import write_checkpoint
 from counterpoint.streams.spec import UNSET_ID

@@ -16,9 +16,8 @@ from counterpoint.data.speech.opening import PUBLISHED_SIZES, Fillers
 from counterpoint.data.speech.rows import SpeechData, codec_of
 from counterpoint.data.speech.words import open_tokenizer
 from counterpoint.data.text.corpus import DataConfig
+from counterpoint.data.text.published import open_published
 from counterpoint.data.text.tokenizer import (
-    HuggingFaceTokenizer,
-    ModelIds,
     Tokenizer,
     load_tokenizer,
     text_pieces,
@@ -330,19 +329,6 @@ def check_vocabulary(layout: Layout, name: str) -> Tokenizer:
             f"{tokenizer.vocab_size}: got {vocab_size}. Change one of them."
         )
     return tokenizer
-
-
-def open_published(published: PublishedModel) -> Tokenizer:
-    """Return the tokeniser of a published text model.
-
-    Raises:
-        UserError: It cannot be used.
-    """
-    if published.text is None:
-        return load_tokenizer(str(published.tokenizer))
-    text = published.text()
-    ids = ModelIds(text.start_id, text.end_id, text.num_ids)
-    return HuggingFaceTokenizer(published.tokenizer, ids, text.content)
 
 
 def check_tokenizer(published: PublishedModel) -> None:

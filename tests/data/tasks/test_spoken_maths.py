@@ -29,8 +29,9 @@ from counterpoint.data.tasks.spoken_maths.problems import (
     is_held_out,
     vocabulary,
 )
-from counterpoint.data.tasks.spoken_maths.source import Arrangement, SpokenMathsData, Words
+from counterpoint.data.tasks.spoken_maths.source import Arrangement, SpokenMathsData
 from counterpoint.data.tasks.spoken_maths.thoughts import OK, WRONG, Style
+from counterpoint.data.tasks.spoken_maths.words import Words
 from counterpoint.errors import UserError
 from counterpoint.speech.spoken_words import SpokenWord
 from counterpoint.streams.rounds import ANSWER, HEARD, MARK, THOUGHT, Marks

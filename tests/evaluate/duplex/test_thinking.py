@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from counterpoint.data.tasks.spoken_maths.source import Arrangement, SpokenMathsData, Words
+from counterpoint.data.tasks.spoken_maths.source import Arrangement, SpokenMathsData
+from counterpoint.data.tasks.spoken_maths.words import Words
 from counterpoint.evaluate.duplex.spoken_maths import clock_of, floors, listen, made_by_program
 from counterpoint.evaluate.duplex.thinking import (
     Attempt,

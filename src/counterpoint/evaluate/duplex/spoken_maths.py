@@ -14,7 +14,7 @@ from counterpoint.data.tasks.spoken_maths.hearing import (
     spoken_rounds,
 )
 from counterpoint.data.tasks.spoken_maths.numbers import spoken
-from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData, Words
+from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
 from counterpoint.evaluate.duplex.thinking import Attempt
 from counterpoint.runtime.clocked import ClockConfig, ClockedDecoder, Proposal, Thinker
 from counterpoint.runtime.parallel import ParallelConfig, think_in_parallel
@@ -59,7 +59,7 @@ def converse(
         heard: The problem in time.
         threshold: Chance of an interruption from which it interrupts; see `ClockConfig.threshold`.
     """
-    thinker = SystemThinker(system, Words(data.marks), data.marks)
+    thinker = SystemThinker(system, data.words, data.marks)
     if data.arrangement == "parallel":
         said = heard_ticks(heard, data.tick_hz, data.marks)
         return think_in_parallel(thinker, said, _parallel_clock(data, threshold))
@@ -88,7 +88,7 @@ def _sounding(data: SpokenMathsData, heard: Heard) -> Callable[[Chunk], Any]:
 
 
 def _words(chunk: Chunk) -> str:
-    return " ".join(chunk.words)
+    return "".join(f" {word}" for word in chunk.words)
 
 
 def think_in_chunks(

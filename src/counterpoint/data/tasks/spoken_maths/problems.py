@@ -216,6 +216,8 @@ class SpokenMaths:
         max_steps: Largest number of steps, at most 9.
         wrong_share: Share of the problems with an error.
         style: How thoughts are written; see `thoughts`.
+        tokenizer: Language model in whose tokens all words are written, a folder or a GGUF file, or
+            a file of a tokeniser; the marks are the ids after its own. Empty for one id a word.
     """
 
     operations: tuple[Operation, ...] = OPERATIONS
@@ -224,6 +226,7 @@ class SpokenMaths:
     max_steps: int = 3
     wrong_share: float = 0.5
     style: Style = "recalled"
+    tokenizer: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_steps <= self.max_steps <= 9:

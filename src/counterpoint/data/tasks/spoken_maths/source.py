@@ -28,7 +28,6 @@ from counterpoint.data.tasks.spoken_maths.bank import (
     read_bank,
 )
 from counterpoint.data.tasks.spoken_maths.hearing import (
-    NOTHING,
     Chunk,
     Heard,
     at_rate,
@@ -47,7 +46,8 @@ from counterpoint.data.tasks.spoken_maths.packing import (
     side_by_side,
     written_stream,
 )
-from counterpoint.data.tasks.spoken_maths.problems import SpokenMaths, vocabulary
+from counterpoint.data.tasks.spoken_maths.problems import SpokenMaths
+from counterpoint.data.tasks.spoken_maths.words import TokenWords, Words, opened_words
 from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
 from counterpoint.literals import literals_checked
@@ -58,38 +58,6 @@ from counterpoint.streams.rounds import HEARD, THOUGHT, Marks, lay_out_rounds
 from counterpoint.streams.spec import UNSET_ID, Layout, Role
 
 Arrangement = Literal["interleaved", "silent", "parallel"]
-
-
-class Words:
-    """The words of spoken maths as ids; id 0 fills rows up."""
-
-    def __init__(self, marks: Marks | None = None) -> None:
-        marks = marks or Marks()
-        own = (marks.part, marks.last, marks.close, marks.interrupt, marks.stop)
-        self.words = ("<pad>", NOTHING, *own, *vocabulary())
-        self._ids = {word: number for number, word in enumerate(self.words)}
-
-    def __len__(self) -> int:
-        return len(self.words)
-
-    def encode(self, text: str) -> Int[np.ndarray, " n"]:
-        """Return the ids of words between blanks.
-
-        Raises:
-            UserError: A word is unknown.
-        """
-        return self.ids(text.split())
-
-    def ids(self, words: Sequence[str]) -> Int[np.ndarray, " n"]:
-        """Return the ids of words; see `encode`."""
-        unknown = [word for word in words if word not in self._ids]
-        if unknown:
-            raise UserError(f"A text must consist of words of spoken maths: got {unknown[0]!r}.")
-        return np.array([self._ids[word] for word in words], np.int64)
-
-    def decode(self, ids: Int[np.ndarray, " n"]) -> str:
-        """Return the words of ids, with a blank before each."""
-        return "".join(f" {self.words[number]}" for number in ids.tolist())
 
 
 @literals_checked
@@ -153,6 +121,11 @@ class SpokenMathsData:
             )
 
     @property
+    def words(self) -> Words | TokenWords:
+        """How words become ids."""
+        return opened_words(self.task.tokenizer, self.marks)
+
+    @property
     def sound(self) -> BankConfig | None:
         """How problems sound; ``None`` where words are heard."""
         if isinstance(self.bank, str):
@@ -179,10 +152,17 @@ class SpokenMathsData:
         Raises:
             UserError: The rows cannot hold a problem, or the system cannot read them.
         """
-        if not self.fits(system.layout):
+        num_ids = len(self.words)
+        if not self.fits(system.layout) or written_stream(system.layout).sizes[0] < num_ids:
             raise UserError(
-                f"A system must write one stream of at least {len(Words())} words to learn spoken "
-                "maths. Take `vocab_size` from `Words`."
+                f"A system must write one stream of at least {num_ids} ids to learn spoken maths. "
+                "Take `vocab_size` from `SpokenMathsData.words`."
+            )
+        needs_one = self.arrangement == "parallel" or (self.sound and self.sound.transcribed)
+        if needs_one and not self.words.one_each:
+            raise UserError(
+                "Only words of one id each can be heard and thought in parallel, or be named where "
+                "they end: leave out `tokenizer`, or choose other options."
             )
         if self.arrangement == "parallel" and heard_words(system.layout) is None:
             raise UserError(
@@ -247,29 +227,37 @@ class SpokenMathsData:
         return opened_bank(str(self.sound.path(progress)))
 
     def file_names(self) -> dict[str, str]:
-        """Return the name of the bank, if there is one; see `KeepsFiles`."""
-        return {} if self.sound is None else {"bank": self.sound.name}
+        """Return the names of bank and tokeniser, if there are any; see `KeepsFiles`."""
+        names = {} if self.sound is None else {"bank": self.sound.name}
+        return names | ({"tokenizer": self.task.tokenizer} if self.task.tokenizer else {})
 
     def find_files(self) -> dict[str, Path]:
-        """Return the file of the bank, if there is one; see `KeepsFiles`.
+        """Return the files of bank and tokeniser, if there are any; see `KeepsFiles`.
 
-        A bank that was not made yet as it would be now, and that nobody named, is left out.
+        A bank that was not made yet as it would be now, and that nobody named, is left out, as is
+        the folder of a tokeniser.
         """
-        if self.sound is None or not (self.sound.file or self.sound.is_made):
-            return {}
-        return existing_files({"bank": str(self.sound.place)})
+        names = {}
+        if self.sound is not None and (self.sound.file or self.sound.is_made):
+            names["bank"] = str(self.sound.place)
+        tokenizer = self.task.tokenizer
+        if tokenizer and not Path(tokenizer).expanduser().is_dir():
+            names["tokenizer"] = tokenizer
+        return existing_files(names)
 
     def with_files(self, files: Mapping[str, str]) -> "SpokenMathsData":
-        """Return the same source with its bank elsewhere; see `KeepsFiles`.
+        """Return the same source with its files elsewhere; see `KeepsFiles`.
 
         A bank that nobody named is not named by its mere name either, so that it is found in the
         cache or made again where it is missing beside a model.
         """
+        tokenizer = files.get("tokenizer", self.task.tokenizer)
+        data = replace(self, task=replace(self.task, tokenizer=tokenizer))
         if self.sound is None or "bank" not in files:
-            return self
+            return data
         given = files["bank"]
         file = "" if given == bank_name(self.sound.takes) else given
-        return replace(self, bank=replace(self.sound, file=file))
+        return replace(data, bank=replace(self.sound, file=file))
 
 
 @cache
@@ -290,7 +278,7 @@ class PreparedMaths:
     def __init__(self, data: SpokenMathsData, layout: Layout, *, numbered: bool = False) -> None:
         self.data = data
         self.layout = layout
-        self.words = Words(data.marks)
+        self.words = data.words
         self._frames: Tensor | None = None
         if data.sound is not None:
             bank = data.word_bank()
@@ -315,15 +303,16 @@ class PreparedMaths:
 
     @property
     def fingerprint(self) -> Mapping[str, Mapping[str, Any]]:
-        """Digest of the training data: of the options, the first problem, and the bank's sounds."""
-        first = " ".join(self.data.heard(0).problem.words)
+        """Digest of the training data: of the options, the first problem, and what files hold."""
         data = self.data
-        if data.sound is None:
-            facts = {"data": encode(data), "first": first}
-        else:
-            placeless = replace(data.sound, file="", cache_folder="")
-            bank = data.word_bank().digest
-            facts = {"data": encode(replace(data, bank=placeless)), "first": first, "bank": bank}
+        facts: dict[str, Any] = {"first": " ".join(data.heard(0).problem.words)}
+        if data.sound is not None:
+            facts["bank"] = data.word_bank().digest
+            data = replace(data, bank=replace(data.sound, file="", cache_folder=""))
+        facts["data"] = encode(data)
+        del facts["data"]["task"]["tokenizer"]  # it is newer than some runs
+        if data.task.tokenizer:
+            facts["tokenizer"] = self.words.identity
         return {"problems": {"train": json_digest(facts)}}
 
     def batch(self, heard: Heard) -> Batch:
