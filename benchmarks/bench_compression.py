@@ -138,9 +138,9 @@ def main() -> None:
     arms = [one for one in compression_arms() if not args.arms or one.name in args.arms]
     shared = (deadline, args.seeds, train, args.device, args.batches)
     works = {arm.name: partial(run_in_time, arm, *shared) for arm in arms}
-    lanes = product(TASKS, args.seeds)
+    begun = {"seeds": args.seeds, "steps": args.num_steps, "device": args.device}
     path = args.out / "compression.parquet"
-    for done in run_arms(works, lanes, args.num_steps, args.workers, path):
+    for done in run_arms(works, begun, args.workers, path):
         right = ", ".join(f"{100 * kind_of(one)['right']:.0f}" for one in done if one["answers"])
         print(
             f"{done[0]['arm']:24} whole {right} %; trained after "

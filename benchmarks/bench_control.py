@@ -380,9 +380,15 @@ def main() -> None:
     if args.prepare:
         return
     works = {arm: partial(run_in_time, arm, setting) for arm in args.arms}
-    lanes = [(*lane, seed) for lane, seed in product(setting.lanes, setting.seeds)]
-    path = args.out / "control.parquet"
-    for done in run_arms(works, lanes, args.num_steps, args.workers, path):
+    begun = {
+        "lanes": [" ".join(lane) for lane in setting.lanes],
+        "seeds": args.seeds,
+        "steps": args.num_steps,
+        "device": args.device,
+        "items": args.items,
+        "long_items": args.long_items,
+    }
+    for done in run_arms(works, begun, args.workers, args.out / "control.parquet"):
         print(f"{done[0]['arm']:18} {done[-1]['seconds']:.1f} s", flush=True)
 
 

@@ -5,7 +5,7 @@ import multiprocessing
 import pickle
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from itertools import product
@@ -23,6 +23,7 @@ from counterpoint.data.tasks.part_whole.navon import Navon
 from counterpoint.data.tasks.source import PreparedTask, TaskData
 from counterpoint.evaluate.statistics import bootstrap_ratio
 from counterpoint.files import whole_file
+from counterpoint.recipes.begun import keep_or_check_begun
 from counterpoint.recipes.cells import read_records, write_records
 from counterpoint.recipes.compression import RATES, ROW_TICKS
 from counterpoint.streams.spec import Layout
@@ -74,8 +75,7 @@ def prepare_lanes(folder: Path, seeds: Sequence[int], train: TrainConfig, layout
 
 def run_arms(
     works: Mapping[str, Callable[[], list[Record]]],
-    lanes: Iterable[tuple[Any, ...]],
-    num_steps: int,
+    begun: dict[str, Any],
     num_workers: int,
     path: Path,
 ) -> Iterator[list[Record]]:
@@ -85,20 +85,14 @@ def run_arms(
 
     Args:
         works: What makes the records of each arm.
-        lanes: Task, what is trained (where that differs) and seed of each lane of an arm.
-        num_steps: Steps of every lane.
+        begun: JSON values on which the records depend beside the arm; a run that goes on must have
+            the same.
         num_workers: Processes.
-        path: The Parquet file.
+        path: The Parquet file; a record of ``begun`` lies beside it.
     """
+    keep_or_check_begun(path.with_suffix(".begun.json"), begun, "benchmark")
     records = read_records(path) if path.exists() else []
-    wanted = {(*lane, num_steps) for lane in lanes}
-    for arm in (finished := {record["arm"] for record in records}):
-        found = {_lane(record) for record in records if record["arm"] == arm}
-        if not found <= wanted:
-            raise SystemExit(
-                f"{path} must be new or have the lanes that are wanted now: {arm} has "
-                f"{sorted(found)}, wanted are {sorted(wanted)}. Name another --out."
-            )
+    finished = {record["arm"] for record in records}
     with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
         left = [work for arm, work in works.items() if arm not in finished]
         for job in as_completed([pool.submit(work) for work in left]):
@@ -107,11 +101,6 @@ def run_arms(
                 records += done
                 write_records(path, records)
                 yield done
-
-
-def _lane(record: Record) -> tuple[Any, ...]:
-    names = ("task", "trained", "seed", "steps")
-    return tuple(record[name] for name in names if name in record)
 
 
 def recorded(

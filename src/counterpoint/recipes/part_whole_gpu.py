@@ -48,7 +48,7 @@ def part_whole_gpu() -> Grid:
         name="part_whole_gpu",
         purpose=(
             "Does what small arms show about questions that need the whole and the detail hold "
-            "for models that are forty times as large?"
+            "for models that are more than thirty times as large?"
         ),
         arms=tuple(_larger(found[name]) for name in ARMS),
         tasks=("sections", "acrostic"),

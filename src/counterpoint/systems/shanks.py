@@ -142,7 +142,7 @@ def smollm() -> ShanksConfig:
 
 
 def smollm_words() -> ShanksConfig:
-    """Return the same shape for words, which are heard as the tokens that are also written."""
+    """Return the same shape, 135M parameters, for words, heard in the tokens that are written."""
     return replace(smollm(), heard_width=0)
 
 

@@ -53,6 +53,9 @@ def test_words_have_a_blank_before_them_and_digits_none() -> None:
     assert words.ids(own).tolist() == list(range(NUM_BYTES, NUM_BYTES + 5))
     assert len(words) == NUM_BYTES + 5
     assert words.encode("").tolist() == []
+    assert words.decode(np.array([*words.ids(["one"]), NUM_BYTES + 5, NUM_BYTES + 1])) == (
+        f" one{MARKS.last}"  # a model may have room for more ids than there are marks
+    )
     assert words.decode(words.encode("")) == ""
 
 

@@ -94,7 +94,10 @@ class TokenWords:
         return self.encode("".join(spelled))
 
     def decode(self, ids: Int[np.ndarray, " n"]) -> str:
-        """Return the text of ids, in which nothing stands before a mark."""
+        """Return the text of ids, in which nothing stands before a mark.
+
+        A model may have room for more ids than there are marks; the others have no text.
+        """
         first = self._tokenizer.vocab_size
         marks = np.flatnonzero(ids >= first)
         texts = []
@@ -102,7 +105,8 @@ class TokenWords:
         for place in (*marks.tolist(), len(ids)):
             texts.append(self._tokenizer.decode(ids[begin:place]))
             begin = place + 1
-        named = [self._own[number - first] for number in ids[marks].tolist()]
+        own = dict(enumerate(self._own, first))
+        named = [own.get(number, "") for number in ids[marks].tolist()]
         return texts[0] + "".join(map("".join, zip(named, texts[1:], strict=True)))
 
 
