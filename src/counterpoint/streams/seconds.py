@@ -15,9 +15,7 @@ def exact(value: float) -> Fraction:
 
 def border_s(number: int, step_s: Fraction) -> float:
     """Return the time in seconds at which so many steps of `step_s` seconds have ended."""
-    return (
-        number * step_s.numerator / step_s.denominator
-    )  # Python rounds quotients of integers well
+    return number * step_s.numerator / step_s.denominator  # a quotient of integers is rounded well
 
 
 def num_complete(time_s: float, step_s: Fraction) -> int:
