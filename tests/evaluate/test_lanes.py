@@ -6,7 +6,7 @@ import torch
 from counterpoint.data.tasks.part_whole.logbook import Logbook
 from counterpoint.data.tasks.part_whole.rhm import RandomHierarchy
 from counterpoint.evaluate.lanes import answer_lanes
-from counterpoint.evaluate.tasks import answer
+from counterpoint.evaluate.tasks import answer, may_be_told
 from counterpoint.recipes.part_whole_small import part_whole_small
 from counterpoint.systems import build_system
 from counterpoint.train.config import TrainConfig
@@ -31,4 +31,9 @@ def test_lanes_answer_as_their_systems_do_alone(arm: str) -> None:
     together = answer_lanes(stack, items)
     alone = [list(answer(*pair)) for pair in zip(systems, items, strict=True)]
     assert together == alone
+    told = answer_lanes(stack, items, true_whole=True)
+    assert told == [
+        list(answer(*pair, true_whole=True)) for pair in zip(systems, items, strict=True)
+    ]
+    assert (told != together) == may_be_told(systems[0].layout, items[0])
     assert len({text for lane in alone for one in lane for text in one.values()}) > 1

@@ -21,6 +21,7 @@ from counterpoint.recipes import cells as cells_module
 from counterpoint.recipes import stacks as module
 from counterpoint.recipes.cells import Cell, cell_run, curve, run_cell
 from counterpoint.recipes.grid import Grid, GridArm
+from counterpoint.recipes.part_whole_small import part_whole_small
 from counterpoint.recipes.stacks import (
     record_batches,
     record_runs,
@@ -101,6 +102,19 @@ def test_a_stack_gives_what_its_cells_give_alone(tmp_path: Path) -> None:
             assert point == pytest.approx(other, rel=1e-4)
         assert record == expected
     assert outcomes[0].facts["lanes"] == len(cells)
+
+
+def test_a_system_that_writes_labels_is_also_scored_with_the_true_ones(tmp_path: Path) -> None:
+    arm = next(arm for arm in part_whole_small().arms if arm.name == "two_stream_text")
+    grid = replace(GRID, arms=(replace(arm, name="a"),), tasks=("hierarchy",), num_items=4)
+    cells = [cell(seed) for seed in grid.seeds]
+    alone = [run_cell(grid, tmp_path / "work", one).record for one in cells]
+    together = run_stack(grid, partial(recorded_run, folder=tmp_path), "cpu", cells).cells
+    for record, outcome in zip(alone, together, strict=True):
+        names = [one["name"] for one in record["scores"]]
+        half = len(names) // 2
+        assert names[half:] == [f"{name}, true whole" for name in names[:half]]
+        assert outcome.record["scores"] == record["scores"]
 
 
 def test_a_warm_up_longer_than_the_training_is_told_once(tmp_path: Path) -> None:

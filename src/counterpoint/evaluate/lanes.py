@@ -41,12 +41,15 @@ def respond_lanes(stack: Stack, items: Sequence[Sequence[Any]]) -> list[list[Any
     ]
 
 
-def answer_lanes(stack: Stack, items: Sequence[Sequence[Item]]) -> list[list[Replies]]:
+def answer_lanes(
+    stack: Stack, items: Sequence[Sequence[Item]], *, true_whole: bool = False
+) -> list[list[Replies]]:
     """Return the likeliest answers of every lane to items of its own.
 
     Args:
         stack: Stack of systems that read and write bytes.
         items: The items of each lane.
+        true_whole: Give the systems the labels; see `counterpoint.evaluate.tasks.answer`.
     """
     layout = stack.systems[0].layout
     most = max(map(len, items))
@@ -59,7 +62,7 @@ def answer_lanes(stack: Stack, items: Sequence[Sequence[Item]]) -> list[list[Rep
     for first in range(0, most, together):
         some = [own[first : first + together] for own in items]
         batch = _side_by_side([item_batch(own, layout) for own in some], stack.device)
-        writes_whole = label_stream(layout) is not None
+        writes_whole = label_stream(layout) is not None and not true_whole
         likeliest = _written(stack, batch) if writes_whole else stack.map(_scored, batch)
         for lane, own in enumerate(likeliest.tolist()):
             found[lane] += [replies(item, ids) for item, ids in zip(some[lane], own, strict=True)]

@@ -54,6 +54,11 @@ def answer(
     system.train(training)
 
 
+def may_be_told(layout: Layout, items: Sequence[Any]) -> bool:
+    """Return whether a system writes a whole that items could give it; see `answer`."""
+    return label_stream(layout) is not None and all(isinstance(item, Item) for item in items)
+
+
 def respond(
     system: nn.Module, items: Sequence[Any], batch_items: int = BATCH_ITEMS
 ) -> Iterator[Any]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from counterpoint.data.tasks.items import REPORTED_SEED, scored_items
 from counterpoint.data.tasks.named import data_digest, learned_data
-from counterpoint.evaluate.tasks import respond
+from counterpoint.evaluate.tasks import answer, may_be_told, respond
 from counterpoint.files import whole_file, write_json
 from counterpoint.packages import optional_module
 from counterpoint.progress import Progress
@@ -40,6 +40,9 @@ PART = "part"
 
 ITEMS_SEED = REPORTED_SEED
 """Seed of the reported items; the seed before it makes the items that choose a rate."""
+
+WITH_TRUE_WHOLE = ", true whole"
+"""End of the names of scores that a system has if it need not write its whole itself."""
 
 CURVE_ITEMS = 100
 """Number of items on which a cell is scored during training, every ``train.evaluate_every``."""
@@ -115,9 +118,13 @@ def run_cell(grid: Grid, work: Path, cell: Cell) -> CellOutcome:
             raise KeyboardInterrupt
         system = load_system(result.checkpoint)
     points = curve(read_metrics(work / cell.key / "metrics.jsonl"))
-    given = None if system is None else list(respond(system, cell_items(grid, cell)))
+    items = cell_items(grid, cell)
+    given = None if system is None else list(respond(system, items))
+    told = None
+    if system is not None and may_be_told(system.layout, items):
+        told = list(answer(system, items, true_whole=True))
     facts = {"seconds": time.perf_counter() - begin, "threads": torch.get_num_threads()}
-    return cell_outcome(grid, cell, given, points, facts)
+    return cell_outcome(grid, cell, given, points, facts, told)
 
 
 def run_cell_elsewhere(grid: Grid, cell: Cell) -> CellOutcome:
@@ -152,6 +159,7 @@ def cell_outcome(
     given: Sequence[Any] | None,
     points: Sequence[Mapping[str, float | None]],
     facts: Mapping[str, Any],
+    told: Sequence[Any] | None = None,
 ) -> CellOutcome:
     """Return the outcome of a cell whose system has answered.
 
@@ -162,8 +170,15 @@ def cell_outcome(
             infinity.
         points: Learning curve; see `curve`.
         facts: See `CellOutcome.facts`.
+        told: What a system that writes labels replies if it is given the true ones; these scores
+            are recorded beside the others and decide nothing.
     """
     record = _record(cell, float("-inf")) if given is None else _answered(grid, cell, given)
+    if given is not None and told is not None:
+        scores = grid.task(cell.task).score(cell_items(grid, cell), told)
+        record["scores"] += [
+            {"name": name + WITH_TRUE_WHOLE, "value": value} for name, value in scores.items()
+        ]
     record[DATA] = data_digest(grid.task(cell.task))
     record["curve"] = list(points)
     facts = {**facts, "seconds": round(facts["seconds"], 2)}

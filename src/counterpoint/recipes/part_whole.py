@@ -107,6 +107,11 @@ def arms(share: float) -> tuple[GridArm, ...]:
             system=_hdlm(share),
             unmatched="it attends to everything, and learns from coarse labels too",
         ),
+        GridArm(
+            name="hdlm_last",
+            system=replace(_hdlm(share), coarse_layer=5),
+            unmatched="hdlm with its coarse head at the last layer, beside the other head",
+        ),
     )
 
 

@@ -18,7 +18,8 @@ from counterpoint.config_json import encode
 from counterpoint.data.recorded import Recorded, record_once
 from counterpoint.data.source import PreparedSource
 from counterpoint.digests import json_digest
-from counterpoint.evaluate.lanes import respond_lanes
+from counterpoint.evaluate.lanes import answer_lanes, respond_lanes
+from counterpoint.evaluate.tasks import may_be_told
 from counterpoint.files import whole_file
 from counterpoint.processes import work_in_processes
 from counterpoint.progress import Progress
@@ -258,14 +259,19 @@ def run_stack(
 
     stack.train([batches(run) for run in runs], on_step)
     finite = stack.finish()
-    answers = respond_lanes(stack, [cell_items(grid, cell) for cell in cells])
+    items = [cell_items(grid, cell) for cell in cells]
+    answers = respond_lanes(stack, items)
+    told: Sequence[Sequence[Any] | None] = [None] * len(cells)
+    if all(may_be_told(stack.systems[0].layout, own) for own in items):
+        told = answer_lanes(stack, items, true_whole=True)
     seconds = (time.perf_counter() - begin) / len(cells)
     facts = {"seconds": seconds, "lanes": len(cells), "device": device}
     outcomes = []
     diverged = []
-    for cell, given, points, good in zip(cells, answers, curves, finite, strict=True):
+    for cell, given, also, points, good in zip(cells, answers, told, curves, finite, strict=True):
         if good or cell.seed in grid.tuning_seeds:
-            outcomes.append(cell_outcome(grid, cell, given if good else None, points, facts))
+            replies = given if good else None
+            outcomes.append(cell_outcome(grid, cell, replies, points, facts, also))
         else:
             diverged.append(cell.key)
     return StackOutcome(outcomes, diverged)
