@@ -15,10 +15,10 @@ Every decision is an event of a `Timeline`:
     agent     interruption  the decision                    chunk
     agent     answer        first to last token             chunk, tokens, closed
 
-``text`` holds what was heard, thought, called or answered. ``closed`` says who closed a thought:
-the "model", an "interruption", the "budget" of tokens, or the "clock". ``chances`` are those of an
-interruption before each token of the thought, null if the model does not tell. A call is ``early``
-if the user was still speaking, and ``ok`` is null if no response arrived.
+``text`` holds what was heard, thought, called or answered. ``closed`` says who closed a thought or
+an answer: the "model", an "interruption", the "budget" of tokens, or the "clock". ``chances`` are
+those of an interruption before each token of the thought, null if the model does not tell. A call
+is ``early`` if the user was still speaking, and ``ok`` is null if no response arrived.
 
 Source: SHANKS (arXiv:2510.06917), section 2.1 and appendix A. Beyond it: tools take time, a
 threshold decides about interruptions, and responses that come late are read in the next round.

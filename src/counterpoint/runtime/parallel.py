@@ -1,13 +1,14 @@
 """Hearing and thinking at the same time, tick by tick of one clock, without the lag of a chunk.
 
 What is heard in a tick and what was thought in it are read together; then the thought of the next
-tick is written. The events are those of `counterpoint.runtime.clocked`.
+tick is written. The events are those of `counterpoint.runtime.clocked`. A thought is closed by the
+"clock" if the speech ends before the model writes the mark of the end.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from counterpoint.runtime.clocked import AGENT, USER, Proposal
+from counterpoint.runtime.clocked import AGENT, USER, Closed, Proposal
 from counterpoint.runtime.thinker import SystemThinker
 from counterpoint.streams.rounds import THOUGHT, Marks
 from counterpoint.streams.timeline import Event, Timeline
@@ -97,7 +98,10 @@ def _timeline(
     thought = [word for word in words[:first] if word not in (config.nothing, config.marks.stop)]
     answer = [word for word in words[first:] if word not in (config.nothing, config.marks.stop)]
     payload = {"chunk": 0, "tokens": len(thought), "chances": list(chances[:first])}
-    closed = "model" if since is None else "interruption"
+    has_stopped = words[-1] == config.marks.stop  # otherwise the answer was cut
+    closed: Closed = "interruption"
+    if since is None:
+        closed = "model" if has_stopped and len(words) <= first else "clock"
     first_s = min(first, len(words)) * tick_s
     events.append(
         Event(
@@ -126,7 +130,11 @@ def _timeline(
             stream=AGENT,
             kind="answer",
             text=" ".join(answer),
-            payload={"chunk": 0, "tokens": len(answer), "closed": "model"},
+            payload={
+                "chunk": 0,
+                "tokens": len(answer),
+                "closed": "model" if has_stopped else "budget",
+            },
         )
     )
     return Timeline(events=tuple(events))

@@ -234,6 +234,18 @@ def test_parallel_thoughts_come_after_what_they_are_about() -> None:
     assert len([word for word in said[:first] if word]) >= complete
 
 
+def test_the_end_of_the_speech_is_heard_also_while_the_model_answers() -> None:
+    """Training rows hold what a session hears until its answer ends."""
+    num_during_answers = 0
+    for number in range(60):
+        one = heard(number)
+        said, thought = spoken_ticks(one, 10.0, MARKS)
+        live = heard_ticks(one, 10.0, MARKS)
+        assert said == [*live, *[None] * (len(thought) - len(live))][: len(thought)]
+        num_during_answers += one.problem.fault is not None and MARKS.last in said
+    assert num_during_answers
+
+
 @pytest.mark.parametrize("arrangement", ["interleaved", "silent", "parallel"])
 def test_rows_train_what_is_written_and_nothing_else(arrangement: Arrangement) -> None:
     row_ticks = 512 if arrangement == "parallel" else 256

@@ -282,9 +282,10 @@ def spoken_ticks(heard: Heard, tick_hz: float, marks: Marks) -> tuple[list[str |
 
     Returns:
         The words that are heard, ``None`` where none is, and the words that are thought. They end
-        with the answer; the mark of the end of the speech is heard.
+        with the answer; the mark of the end of the speech is heard, unless the answer ends first.
     """
     said, ends = _said(heard, tick_hz)
+    said.append(marks.last)
     thought: list[str] = []
     number = 0
     for clause in heard.problem.clauses:
@@ -296,7 +297,6 @@ def spoken_ticks(heard: Heard, tick_hz: float, marks: Marks) -> tuple[list[str |
             answer = [*heard.problem.correction, marks.stop]
             break
     else:
-        said.append(marks.last)
         thought += [NOTHING] * (len(said) - len(thought))
         answer = [*heard.problem.agreement, marks.stop]
     thought += answer
