@@ -18,12 +18,12 @@ from counterpoint.data.tasks.spoken_maths.bank import (
     VOICES,
     BankConfig,
     WordBank,
+    _was_current,
     bank_name,
     made_bank,
     make_bank,
     read_bank,
     sound_frames,
-    was_current,
 )
 from counterpoint.data.tasks.spoken_maths.hearing import chunks
 from counterpoint.data.tasks.spoken_maths.problems import SpokenMaths
@@ -285,7 +285,7 @@ def test_an_outdated_bank_is_made_again_and_no_other(
         return speakers[-1]
 
     def num_made() -> int:
-        was_current.cache_clear()
+        _was_current.cache_clear()
         made_bank(str(tmp_path), 1)
         return len(speakers)
 
@@ -297,7 +297,7 @@ def test_an_outdated_bank_is_made_again_and_no_other(
     data = SpokenMathsData(bank=BankConfig(cache_folder=str(tmp_path), takes=1))
     assert (num_made(), num_made()) == (1, 1)
     versions["piper"] = "piper-tts 2"
-    was_current.cache_clear()
+    _was_current.cache_clear()
     assert data.find_files() == {}  # a model gets no outdated bank
     assert (num_made(), num_made()) == (2, 2)
     versions["piper"] = ""  # not installed any more: nothing newer can be made
@@ -313,7 +313,7 @@ def test_an_outdated_bank_is_made_again_and_no_other(
     assert read_bank(made).digest == bank.digest
     assert (num_made(), num_made()) == (4, 4)
     bank_name.cache_clear()
-    was_current.cache_clear()
+    _was_current.cache_clear()
 
 
 def test_a_run_keeps_its_bank_and_finds_it_again(path: Path, tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ before it is certain that the turn is over. A turn ends after a longer pause, an
 said does not sound finished.
 """
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from fractions import Fraction
 
 import torch
 from jaxtyping import Float
@@ -20,10 +20,12 @@ from torch import Tensor
 from counterpoint.runtime.cascade.lanes import Lane
 from counterpoint.runtime.cascade.returned import checked_number, checked_words, plain
 from counterpoint.speech.partials import ScoredWord
+from counterpoint.streams.seconds import num_begun, num_complete
 
 EAR_HZ = 16_000
 EAR_BLOCK = 512
 BLOCK_S = EAR_BLOCK / EAR_HZ
+_BLOCK = Fraction(EAR_BLOCK, EAR_HZ)  # seconds
 
 Detect = Callable[[Float[Tensor, " 512"]], float]
 """Returns the probability of speech in the next block of 32 ms at 16 kHz."""
@@ -162,9 +164,9 @@ class Ear:
         self._detect = detect
         self._recognise = recognise
         self._lane = lane
-        self._num_before = math.ceil(self.rules.before_s / BLOCK_S)
-        num_voiced = math.ceil(self.rules.begin_s / BLOCK_S)
-        self._recent: deque[Tensor] = deque(maxlen=self._num_before + num_voiced)
+        self._num_before = num_begun(self.rules.before_s, _BLOCK)
+        self._num_voiced = max(num_begun(self.rules.begin_s, _BLOCK), 1)
+        self._recent: deque[Tensor] = deque(maxlen=self._num_before + self._num_voiced)
         self._voiced = 0
         self._sound = _Sound()
         self._job_end_s = 0.0
@@ -190,7 +192,7 @@ class Ear:
         self._recent.append(block)
         if not self.in_turn:
             self._voiced = self._voiced + 1 if chance >= self.rules.voiced else 0
-            if self._voiced * BLOCK_S >= self.rules.begin_s:
+            if self._voiced >= self._num_voiced:
                 self._begin(now_s)
                 signs.append(Sign.BEGAN)
         else:
@@ -366,8 +368,9 @@ class _Sound:
     def placed(self, words: Sequence[ScoredWord], end_s: float) -> tuple[ScoredWord, ...]:
         """Return words with times of the conversation, which lie within the voice and the sound.
 
-        Some recognisers read longer pieces than they are given, and find words after their end. The
-        sound would be cut there, and all later words would stand too late.
+        Some recognisers read longer pieces than they are given, and find words after their end, or
+        before their start if their times are corrected for a delay. The sound would be cut there,
+        and all later words would stand at other times.
 
         Args:
             words: Words with times from the first sample on.
@@ -375,7 +378,7 @@ class _Sound:
         """
 
         def time_s(since_s: float) -> float:
-            return min(max(since_s + self.start_s, self.voice_s), end_s)
+            return min(max(since_s + self.start_s, self.start_s, self.voice_s), end_s)
 
         return tuple(
             word._replace(start_s=time_s(word.start_s), end_s=time_s(word.end_s)) for word in words
@@ -392,7 +395,8 @@ class _Sound:
             done = [word for word in words if word.end_s <= until_s]
         else:
             until_s = done[-1].end_s
-        num_blocks = int((until_s - self.start_s) / BLOCK_S)
+        # Words in no order may end before sound that was dropped with others.
+        num_blocks = max(num_complete(until_s - self.start_s, _BLOCK), 0)
         del self.blocks[:num_blocks]
         self.fixed += done
         self.start_s += num_blocks * BLOCK_S

@@ -272,11 +272,11 @@ def is_current(path: Path) -> bool:
     Its engines and mels must be those of today; of an engine that is not installed here, nothing
     newer can be made, so any version will do.
     """
-    return was_current(path, path.stat().st_mtime_ns)
+    return _was_current(path, path.stat().st_mtime_ns)
 
 
 @cache
-def was_current(path: Path, changed_ns: int) -> bool:
+def _was_current(path: Path, changed_ns: int) -> bool:
     """Return whether a bank that was last changed at a time is current; see `is_current`."""
     with safe_open(path, "pt") as file:
         made = _facts(file.metadata())["made"]
