@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 
 from counterpoint.errors import UserError
+from counterpoint.files import whole_file
 from counterpoint.progress import Progress
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Layout
@@ -176,7 +177,8 @@ def copy_to_cache(file: Path, folder: str) -> None:
     copy = Path(folder).expanduser() / file.name
     if not copy.exists():
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, copy)
+        with whole_file(copy) as partial:  # other processes may look for it
+            shutil.copyfile(file, partial)
     elif copy.read_bytes() != file.read_bytes():
         raise UserError(f"{copy} must be the same file as {file} of the model: remove it.")
 

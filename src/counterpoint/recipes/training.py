@@ -18,6 +18,7 @@ from counterpoint.progress import Progress
 from counterpoint.recipes.budget import EVALUATION_UNITS, Plan, find_budget, prepared_by
 from counterpoint.recipes.learned import keep_or_check_learned
 from counterpoint.recipes.reinforcement import connected
+from counterpoint.runtime.load import with_kept_files
 from counterpoint.systems import sketch
 from counterpoint.train.allocator import keep_large_buffers
 from counterpoint.train.config import FineTuneConfig
@@ -68,12 +69,15 @@ def train_run(
     keep_large_buffers()
     begin = partial(begun_system, run.system, run.train.fine_tune, run.train.seed)
     system = begin(note=progress.note if world.is_first else None).to(world.device)
-    data = run.data.prepare(system, prepared_by(world, progress, plan.block_ticks))
+    # The engines of its voices may be newer than the run, which goes on with the words it has kept.
+    kept = with_kept_files(run.data, folder)
+    data = kept.prepare(system, prepared_by(world, progress, plan.block_ticks))
     run, world = _settled(run, system, folder, world, progress)
     with computing(world.num_threads):
         if run.minutes is not None:
             del system  # steps are timed with another one, and both may not fit into memory
-        budget = find_budget([run], run.minutes, folder, world, progress, plan)
+        timed = replace(run, data=kept)
+        budget = find_budget([timed], run.minutes, folder, world, progress, plan)
         if budget is not None:
             run = budget.fit(run)
             system = begin().to(world.device)

@@ -386,11 +386,22 @@ def load_run(path: Path) -> Run:
             f"{path} must hold a run that this version can read: {error} Use the version that "
             "wrote it, or train again."
         ) from None
-    if not isinstance(run.data, KeepsFiles):
-        return run
-    files = {key: file_beside(path, name) for key, name in run.data.file_names().items()}
+    return replace(run, data=with_kept_files(run.data, path))
+
+
+def with_kept_files(data: DataSource, path: Path) -> DataSource:
+    """Return the same data with the files that a checkpoint or a run has kept in its folder.
+
+    Args:
+        data: Data of the run.
+        path: The checkpoint, or the folder of the run.
+    """
+    if not isinstance(data, KeepsFiles):
+        return data
+    files = {key: file_beside(path, name) for key, name in data.file_names().items()}
     names = {key: str(file.absolute()) for key, file in files.items() if file is not None}
-    return replace(run, data=run.data.with_files(names))
+    kept: DataSource = data.with_files(names)
+    return kept
 
 
 def file_beside(path: Path, name: str) -> Path | None:
