@@ -153,6 +153,13 @@ def test_numbers_are_checked_before_the_training(changes: dict[str, Any], match:
         tiny_grid(**changes)
 
 
+def test_a_grid_refuses_an_optimiser_whose_products_it_would_not_count() -> None:
+    train = tiny_grid().train
+    with_muon = replace(train, optimizer=replace(train.optimizer, muon_lr=0.01))
+    with pytest.raises(UserError, match=r"AdamW alone.*got `muon_lr` 0.01. Leave it out"):
+        tiny_grid(train=with_muon)
+
+
 def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = tiny_grid()
     first = run_grid(grid, tmp_path, progress=quiet())

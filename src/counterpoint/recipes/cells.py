@@ -139,7 +139,6 @@ def cell_run(grid: Grid, cell: Cell) -> Run:
     optimizer = replace(
         grid.train.optimizer,
         lr=cell.learning_rate,
-        muon_lr=None,
         lr_factors=joined_factors(grid, arm),
     )
     train = replace(grid.train, seed=cell.seed, optimizer=optimizer)

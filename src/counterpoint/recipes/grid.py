@@ -41,7 +41,8 @@ class Limits:
 
     Attributes:
         parameters: Limit for the number of trainable parameters.
-        flops: Limit for the training FLOPs a tick. The optimiser, AdamW, has no matrix products.
+        flops: Limit for the training FLOPs a tick. The optimiser of a grid is always AdamW, which
+            has no matrix products.
         state: Limit for the state bytes of a session.
     """
 
@@ -59,7 +60,8 @@ class Grid:
         purpose: What the grid is to show, in one sentence.
         arms: Systems; budgets are compared with the first one.
         tasks: Names in `counterpoint.data.tasks.named.task_names`.
-        train: Training of each cell; its learning rate and seed are replaced by those of the cell.
+        train: Training of each cell by AdamW; its learning rate and seed are replaced by those of
+            the cell.
         learning_rates: Learning rates from which one is chosen for each arm and task.
         seeds: Training seeds that are reported.
         tuning_seeds: Seeds on which rates are chosen; none of them is reported.
@@ -150,6 +152,11 @@ class Grid:
             raise UserError(f"Seeds must be >= 0: got {self.seeds} and {self.tuning_seeds}.")
         if not all(rate > 0 for rate in self.learning_rates):
             raise UserError(f"`learning_rates` must be > 0: got {self.learning_rates}.")
+        if self.train.optimizer.muon_lr is not None:
+            raise UserError(
+                "A grid must train with AdamW alone, whose rate it chooses and which has no matrix "
+                f"products: got `muon_lr` {self.train.optimizer.muon_lr:g}. Leave it out."
+            )
 
 
 def check_costs(grid: Grid, progress: Progress) -> None:
