@@ -11,7 +11,7 @@ from counterpoint.blocks.depth import DepthConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.data.loader import Loader
 from counterpoint.data.speech.dialogues import Example, encode_voice, read_dialogues
-from counterpoint.data.speech.opening import Fillers, codec_fillers
+from counterpoint.data.speech.opening import Fillers, codec_fillers, hybrid_prompt
 from counterpoint.data.speech.rows import RolePrompts, SpeechData, prepare_speech
 from counterpoint.data.speech.text_rows import TextBatches
 from counterpoint.data.speech.words import ByteWords
@@ -117,6 +117,16 @@ def test_fillers_are_what_the_codec_makes_of_silence_and_a_hum() -> None:
     assert fillers.user in {tuple(frame) for frame in hum.tolist()}
     assert fillers.agent != fillers.user
     assert fillers.pause_s == Fillers().pause_s == 0.5
+
+
+@pytest.mark.parametrize(("pause_s", "num_frames"), [(0.5, 12), (1.16, 29), (2.28, 57)])
+def test_a_pause_has_every_frame_that_ends_in_it(
+    model: Moshi, pause_s: float, num_frames: int
+) -> None:
+    """The float product of 1.16 s and 25 Hz is below 29."""
+    fillers = replace(codec_fillers(Codec2()), pause_s=pause_s)
+    prompt = hybrid_prompt(model, [5], fillers=fillers)
+    assert prompt["text"].shape[1] == 2 * num_frames + 1
 
 
 def test_loss_begins_at_the_first_frame_behind_the_prompt(listed: Path, model: Moshi) -> None:

@@ -10,7 +10,6 @@ one half each, and a stop 0.5 s after the interruption begins. Backchannels and 
 so are all levels, which the paper does not give.
 """
 
-import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -52,6 +51,7 @@ from counterpoint.speech.codec import Codec
 from counterpoint.speech.mels import LogMels
 from counterpoint.speech.voices import Speaker, Synthesizer, Voice
 from counterpoint.streams.batch import Batch
+from counterpoint.streams.seconds import exact, num_begun
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks
 
 _CACHE = "~/.cache/counterpoint/utterances"
@@ -428,8 +428,9 @@ class PreparedUtterances:
         last = torch.full((1, codes.shape[1]), UNSET_ID)
         last[0, 0] = self.ends.end
         if scene.interruption is not None:
-            stop_s = scene.interruption.start_s + self.data.heard.stop_after_s
-            frames = min(math.ceil(stop_s * self.codec.frame_rate_hz), len(codes))
+            stop_s = exact(scene.interruption.start_s) + exact(self.data.heard.stop_after_s)
+            begun = num_begun(float(stop_s), 1 / exact(self.codec.frame_rate_hz))
+            frames = min(begun, len(codes))
             last[0, 0] = self.ends.interrupted
             codes = codes[:frames]
         said = self._content(torch.zeros(1, 0, dtype=torch.long), torch.cat((codes, last)))

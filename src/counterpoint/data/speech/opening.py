@@ -18,6 +18,7 @@ from torch import Tensor
 
 from counterpoint.errors import UserError
 from counterpoint.speech.codec import Codec
+from counterpoint.streams.seconds import exact, num_complete
 from counterpoint.streams.spec import Role, Ticks
 from counterpoint.systems.contract import System
 
@@ -127,7 +128,8 @@ def hybrid_prompt(
     agent = torch.tensor([fillers.agent])
     user = torch.tensor([fillers.user])
     said = agent[:0] if voice is None else voice.cpu()
-    pause = [layout.text.padding_id] * int(fillers.pause_s * (layout.tick_hz or 0))
+    pause_ticks = num_complete(fillers.pause_s, 1 / exact(layout.tick_hz)) if layout.tick_hz else 0
+    pause = [layout.text.padding_id] * pause_ticks
     text = [layout.text.padding_id] * len(said) + pause + [*role_ids] + pause
     if len(text) >= window_ticks:
         raise UserError(
