@@ -85,6 +85,10 @@ def test_streaming_is_offline(model: SingleStream, ids: Tensor, expected: Tensor
     torch.testing.assert_close(torch.cat(scores, 1), expected, rtol=0, atol=1e-4)
 
 
+def test_its_shape_is_known_without_its_weights(path: Path, model: SingleStream) -> None:
+    assert open_llama(path).shape() == model.config
+
+
 def test_tokenizer_gives_the_text_back(path: Path) -> None:
     assert find_format(path) is not None
     tokenizer = open_published(open_llama(path))

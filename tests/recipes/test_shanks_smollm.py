@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from counterpoint.blocks.attention import AttentionConfig
-from counterpoint.blocks.low_rank import LowRankConfig
+from counterpoint.blocks.low_rank import FrozenType, LowRankConfig
 from counterpoint.data.tasks.spoken_maths.problems import SpokenMaths
 from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
 from counterpoint.evaluate.duplex.spoken_maths import listen
@@ -21,6 +21,8 @@ from counterpoint.systems.shanks import ShanksConfig, smollm_words
 from counterpoint.train.checkpoint import checkpoint_paths, load_system
 from counterpoint.train.config import FineTuneConfig
 from counterpoint.train.distributed import World
+from counterpoint.train.fine_tuning import begun_system
+from counterpoint.train.memory import training_memory
 from counterpoint.train.run import Run
 from tests.formats.test_llama import llama, saved
 from tests.train.tiny import states_equal
@@ -82,6 +84,20 @@ def test_the_recipe_fits_together() -> None:
     full = shanks_smollm_full()
     assert full.train.fine_tune == replace(run.train.fine_tune, low_rank=None)
     assert (full.system, full.data) == (run.system, run.data)
+
+
+@pytest.mark.parametrize("frozen", ["float32", "int8"])
+def test_the_plan_of_memory_counts_what_begins_anew_as_trained(
+    base: Path, frozen: FrozenType
+) -> None:
+    run = tiny_run(base, 1, LowRankConfig(rank=2, frozen=frozen))
+    system = begun_system(run.system, run.train.fine_tune, run.train.seed)
+    trained = {name: own for name, own in system.named_parameters() if own.requires_grad}
+    assert {"heard_mark", "new_embedding.weight"} < trained.keys()
+    found = training_memory(run)
+    assert found.gradients == sum(own.nbytes for own in trained.values())
+    assert found.optimizer == 2 * found.gradients
+    assert found.weights == sum(own.nbytes for own in (*system.parameters(), *system.buffers()))
 
 
 @pytest.mark.parametrize("low_rank", [LowRankConfig(rank=2), None])

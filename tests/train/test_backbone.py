@@ -19,7 +19,7 @@ from counterpoint.systems.contract import System
 from counterpoint.systems.shanks import HEARD, THOUGHT, Shanks, ShanksConfig
 from counterpoint.systems.single_stream import SingleStream
 from counterpoint.train.config import FineTuneConfig
-from counterpoint.train.fine_tuning import begin_from, begun_system
+from counterpoint.train.fine_tuning import begin_from, begun_system, fresh_names
 from tests.formats.test_llama import KINDS, llama, saved
 from tests.formats.test_smollm2 import file_of_the_package
 from tests.systems.contract_models import batch_of
@@ -185,6 +185,7 @@ def test_what_is_new_is_trained_beside_adapters(
     trained = {name for name, own in model.named_parameters() if own.requires_grad}
     new = {"new_embedding.weight", "project.weight"} | (set() if tied else {"new_head.weight"})
     assert {name for name in trained if "lora" not in name} == new
+    assert set(fresh_names(config, begin)) == new
     assert not any("lora" in name for name in trained if name.startswith(("project", "new")))
     assert sum("lora_A" in name for name in trained) == 4 * 3 + (not tied)
     for name in new:
@@ -207,7 +208,10 @@ def test_new_ears_are_trained_beside_adapters(tmp_path: Path) -> None:
     folder = tmp_path / "words"
     write_checkpoint(folder, "Shanks", encode(words.config), words.state_dict(), None)
     begin = FineTuneConfig(init_from=str(folder), low_rank=LowRankConfig(rank=2))
-    model = begun_system(replace(words.config, heard_width=3), begin, seed=5)
+    hearing = replace(words.config, heard_width=3)
+    model = begun_system(hearing, begin, seed=5)
+    assert fresh_names(hearing, begin) == ("project.weight",)
+    assert fresh_names(words.config, begin) == ()
     trained = {name for name, own in model.named_parameters() if own.requires_grad}
     assert {name for name in trained if "lora" not in name} == {"project.weight"}
 

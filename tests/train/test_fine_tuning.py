@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from counterpoint.blocks.low_rank import FrozenType, LowRankConfig
+from counterpoint.blocks.low_rank import FrozenType, LowRankConfig, add_low_rank
 from counterpoint.blocks.transformer import TowerConfig
+from counterpoint.errors import UserError
 from counterpoint.formats.moshi.checkpoint import load_moshi, save_moshi
 from counterpoint.runtime.export import export_adapters
 from counterpoint.systems.moshi import Moshi
@@ -199,6 +200,16 @@ def test_frozen_weights_are_small_in_memory_and_on_disk(
 def test_runs_without_adapters_have_none_to_export(tmp_path: Path) -> None:
     train(model(), Frames(), plan(1), tmp_path / "run")
     with pytest.raises(ValueError, match="must hold a Moshi with adapters: it has a Moshi without"):
+        export_adapters(tmp_path / "run", tmp_path / "adapters")
+
+
+def test_adapters_are_not_exported_without_what_was_trained_beside_them(tmp_path: Path) -> None:
+    low_rank = LowRankConfig(rank=3)
+    system = model()
+    add_low_rank(system, low_rank, 0, ["head.weight"])
+    begun = FineTuneConfig(init_from="base", low_rank=low_rank)
+    train(system, Frames(), plan(1, fine_tune=begun), tmp_path / "run")
+    with pytest.raises(UserError, match=r"has also trained head.weight as a whole.*`--merge`"):
         export_adapters(tmp_path / "run", tmp_path / "adapters")
 
 

@@ -93,6 +93,22 @@ def add_low_rank(
             _adapt(module, config, generator)
 
 
+def maps_without_adapter(model: nn.Module, weights: Container[str]) -> list[str]:
+    """Return the names of the weights of a model's maps that have no adapter.
+
+    Args:
+        model: The model, with or without adapters, whose maps are not stored in 8 bits.
+        weights: Names of all weights of such a model with adapters.
+    """
+    return [
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | StepLinear)
+        and not name.endswith((".lora_A", ".lora_B"))
+        and f"{name}.{FACTOR_A}" not in weights
+    ]
+
+
 def _is_trained(module: nn.Module) -> bool:
     """Return whether a weight of a map is trained itself."""
     return any(one.requires_grad for one in module.parameters(recurse=False))

@@ -160,9 +160,13 @@ def open_llama(path: Path) -> PublishedModel:
 
 
 def _shape(path: Path) -> SingleStreamConfig:
-    if path.suffix == ".gguf":
-        return load_llama(path).config
-    return to_config(read_json(path / CONFIG))
+    if path.suffix != ".gguf":
+        return to_config(read_json(path / CONFIG))
+    with _reading_gguf(path) as transformers:
+        config = transformers.AutoConfig.from_pretrained(
+            path.parent, gguf_file=path.name, local_files_only=True
+        )
+    return to_config(_in_decimals(config.to_dict()))
 
 
 def _load_published(
@@ -269,12 +273,18 @@ def _read_gguf(path: Path) -> LlamaFiles:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, dtype=torch.float32, local_files_only=True
         )
-    # Numbers of a GGUF file have 32 bits: 9.999999747378752e-06 stands for 1e-05.
-    keys = {
+    return LlamaFiles(_in_decimals(model.config.to_dict()), dict(model.state_dict()))
+
+
+def _in_decimals(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of a GGUF file, whose numbers have 32 bits, with the numbers they are for.
+
+    So 9.999999747378752e-06 becomes 1e-05.
+    """
+    return {
         key: float(str(np.float32(value))) if isinstance(value, float) else value
-        for key, value in model.config.to_dict().items()
+        for key, value in keys.items()
     }
-    return LlamaFiles(keys, dict(model.state_dict()))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from counterpoint.blocks.low_rank import add_low_rank
+from counterpoint.blocks.low_rank import add_low_rank, maps_without_adapter
 from counterpoint.blocks.shapes_only import shapes_only
 from counterpoint.config_json import decode
 from counterpoint.errors import UserError
@@ -61,8 +61,8 @@ def export_adapters(path: Path, folder: Path) -> None:
         folder: A new or empty folder.
 
     Raises:
-        UserError: There are no adapters, there is no format for them, the checkpoint is damaged, or
-            the folder cannot be written.
+        UserError: There are no adapters, or other weights were trained beside them; there is no
+            format for them, the checkpoint is damaged, or the folder cannot be written.
     """
     path = resolve(path)
     manifest = read_manifest(path)
@@ -80,6 +80,13 @@ def export_adapters(path: Path, folder: Path) -> None:
     cls: Any = next(cls for cls in SYSTEMS.values() if cls.__name__ == name)
     with shapes_only():
         system: System = cls(decode(cls.Config, manifest["config"]))
+    weights = load_file(path / WEIGHTS)
+    whole = maps_without_adapter(system, weights)
+    if whole:
+        raise UserError(
+            f"Adapters must be all that a run has trained: {path} has also trained {whole[0]} as a "
+            "whole. Export the whole model with `--merge`."
+        )
     add_low_rank(system.to_empty(device="cpu"), low_rank, seed=0)
-    system.load_state_dict(load_file(path / WEIGHTS), assign=True)
+    system.load_state_dict(weights, assign=True)
     savers[name](system, folder, low_rank)

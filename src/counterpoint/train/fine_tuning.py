@@ -82,18 +82,50 @@ def begin_from(system: nn.Module, config: FineTuneConfig, seed: int) -> tuple[st
     """
     path = Path(config.init_from).expanduser()
     found = _weights_of(path, system)
+
+    def random() -> Mapping[str, Tensor]:
+        return build_system(cast("System", system).config, seed).state_dict()
+
+    weights, fresh = _begun_with(system, found, random, path)
+    _take(system, weights, path)
+    if config.low_rank is not None:
+        add_low_rank(system, config.low_rank, seed, fresh)
+    return fresh
+
+
+def fresh_names(shape: SystemConfig, config: FineTuneConfig | None) -> tuple[str, ...]:
+    """Return the names of weights that begin anew beside given ones; no weights are read.
+
+    Args:
+        shape: Config of the system.
+        config: The weights with which it begins; ``None`` for none, beside which nothing is new.
+
+    Raises:
+        UserError: See `begin_from`. A system of which no part can be new beside given weights needs
+            no files.
+    """
+    system = sketch(shape)
+    if config is None or not config.init_from or not (system.fresh_weights or system.backbones):
+        return ()
+    path = Path(config.init_from).expanduser()
+    return _begun_with(system, _weights_of(path, system, names=True), system.state_dict, path)[1]
+
+
+_Random = Callable[[], Mapping[str, Tensor]]
+"""Returns random weights of a system by name."""
+
+
+def _begun_with(
+    system: nn.Module, found: "_Found", random: _Random, path: Path
+) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
+    """Return the weights with which a system begins, and the names of those that are random."""
     own = encode(getattr(system, "config", None))
     if found.system == system_class(system).__name__:
         changed = _changed(system, found.config, own)
         free = {*getattr(system, "free_fields", ()), *changed}
         _check_config(without(found.config, free), without(own, free), path)
-        weights, fresh = _with_fresh(system, found.weights, seed, changed)
-    else:
-        weights, fresh = _on_backbone(cast("System", system), found, own, seed, path)
-    _take(system, weights, path)
-    if config.low_rank is not None:
-        add_low_rank(system, config.low_rank, seed, fresh)
-    return tuple(fresh)
+        return _with_fresh(found.weights, random, changed)
+    return _on_backbone(cast("System", system), found, own, random, path)
 
 
 def _check_config(found: Any, own: Any, path: Path) -> None:
@@ -112,40 +144,36 @@ def _changed(system: nn.Module, found: Any, own: Any) -> dict[str, tuple[str, ..
 
 
 def _with_fresh(
-    system: nn.Module,
-    weights: Mapping[str, Tensor],
-    seed: int,
-    changed: Mapping[str, tuple[str, ...]],
-) -> tuple[Mapping[str, Tensor], list[str]]:
+    weights: Mapping[str, Tensor], random: _Random, changed: Mapping[str, tuple[str, ...]]
+) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
     """Return given weights with random ones in place of those that begin anew, and their names."""
     begun = tuple(name for names in changed.values() for name in names)
     if not begun:
-        return weights, []
-    random = build_system(cast("System", system).config, seed).state_dict()
+        return weights, ()
     kept = {name: weight for name, weight in weights.items() if not name.startswith(begun)}
-    fresh = {name: weight for name, weight in random.items() if name.startswith(begun)}
-    return kept | fresh, list(fresh)
+    fresh = {name: weight for name, weight in random().items() if name.startswith(begun)}
+    return kept | fresh, tuple(fresh)
 
 
 def _on_backbone(
-    system: System, found: "_Found", own: Mapping[str, Any], seed: int, path: Path
-) -> tuple[dict[str, Tensor], list[str]]:
+    system: System, found: "_Found", own: Mapping[str, Any], random: _Random, path: Path
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Return the weights of a system on a model of another one, and the names of the fresh ones."""
     there, here = (
         {field: without(config[field], system.free_fields) for field in found.shared(system)}
         for config in (found.config, own)
     )
     _check_config(there, here, path)
-    random = build_system(system.config, seed).state_dict()
-    both = system.on_backbone(found.weights, random)
+    begun = random()
+    both = system.on_backbone(found.weights, begun)
     for name, weight in both.taken.items():
-        if name not in random or random[name].shape != weight.shape:
-            wanted = tuple(random[name].shape) if name in random else "not there"
+        if name not in begun or begun[name].shape != weight.shape:
+            wanted = tuple(begun[name].shape) if name in begun else "not there"
             raise UserError(
                 f"`system` must have the weights of its backbone {path}: there {name} is "
                 f"{tuple(weight.shape)}, and here it is {wanted}. Change `system`, or name another."
             )
-    return {**both.taken, **both.fresh}, list(both.fresh)
+    return {**both.taken, **both.fresh}, tuple(both.fresh)
 
 
 class _Found(NamedTuple):
@@ -160,14 +188,18 @@ class _Found(NamedTuple):
         return system.backbones[self.system]
 
 
-def _weights_of(path: Path, system: nn.Module) -> _Found:
-    """Return the model of a path: a checkpoint of ours, or a published model."""
+def _weights_of(path: Path, system: nn.Module, *, names: bool = False) -> _Found:
+    """Return the model of a path: a checkpoint of ours, or a published model.
+
+    With ``names`` its weights have names and shapes only, and are not read.
+    """
     if (path / MANIFEST).is_file() or (path / "checkpoints").is_dir():
         path = resolve(path)
         manifest = read_manifest(path)
         _check_name(manifest["system"], system, path)
         config = _as_now(manifest["system"], manifest["config"])
-        return _Found(manifest["system"], config, load_weights(path))
+        weights = _sketched(manifest["system"], config) if names else load_weights(path)
+        return _Found(manifest["system"], config, weights)
     known = find_format(path)
     if known is None:
         raise UserError(
@@ -176,8 +208,15 @@ def _weights_of(path: Path, system: nn.Module) -> _Found:
         )
     # This check comes before gigabytes are read.
     _check_name(known.system, system, path)
-    model = known.load(path, cast("System", system))
+    like = cast("System", system)
+    model = sketch(known.open(path).shape()) if names else known.load(path, like)
     return _Found(known.system, encode(model.config), model.state_dict())
+
+
+def _sketched(name: str, config: Any) -> Mapping[str, Tensor]:
+    """Return the weights of an encoded config without values."""
+    cls: Any = next(system for system in SYSTEMS.values() if system.__name__ == name)
+    return sketch(decode(cls.Config, config)).state_dict()
 
 
 def _as_now(name: str, config: Any) -> Any:

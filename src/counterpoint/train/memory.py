@@ -5,6 +5,7 @@ storage that autograd keeps is counted once. Working memory of single operations
 recordings are encoded, and memory that the allocator wastes are not counted.
 """
 
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from counterpoint.streams.batch import Batch
 from counterpoint.systems import build_system, system_layout
 from counterpoint.systems.contract import System, SystemConfig
 from counterpoint.train.config import TrainConfig
+from counterpoint.train.fine_tuning import fresh_names
 from counterpoint.train.muon import Muon
 from counterpoint.train.optimizer import build_optimizer
 from counterpoint.train.run import Run
@@ -60,25 +62,32 @@ def training_memory(run: Run) -> TrainingMemory:
     Args:
         run: The run. Its rows have the length that its data declare, without prompts; no data are
             read.
+
+    Raises:
+        UserError: It trains adapters beside weights that begin anew, and the model with which it
+            begins cannot be used.
     """
     batch = example_batch(run)
+    fine_tune = run.train.fine_tune
+    has_adapters = fine_tune is not None and fine_tune.low_rank is not None
+    fresh = fresh_names(run.system, fine_tune) if has_adapters else ()
     with FakeTensorMode(allow_non_fake_inputs=True), torch.random.fork_rng(devices=[]):
-        system = _begun(run.system, run.train)
+        system = _begun(run.system, run.train, fresh)
         trained = [weight for weight in system.parameters() if weight.requires_grad]
         tensors = [*system.parameters(), *system.buffers()]
         return TrainingMemory(
             weights=sum(tensor.nbytes for tensor in tensors),
             gradients=sum(weight.nbytes for weight in trained),
             optimizer=_moments(system, run),
-            activations=_activations(run, batch),
+            activations=_activations(run, batch, fresh),
         )
 
 
-def _begun(config: SystemConfig, train: TrainConfig) -> System:
-    """Return a system with its adapters and any weights."""
+def _begun(config: SystemConfig, train: TrainConfig, fresh: Container[str]) -> System:
+    """Return a system with its adapters and any weights; `fresh` ones are trained themselves."""
     system = build_system(config, seed=0)
     if train.fine_tune is not None and train.fine_tune.low_rank is not None:
-        add_low_rank(system, train.fine_tune.low_rank, seed=0)
+        add_low_rank(system, train.fine_tune.low_rank, 0, fresh)
     system.at_step(0, train.num_steps)  # no later stage needs more memory
     return system
 
@@ -97,14 +106,14 @@ def _moments(system: nn.Module, run: Run) -> int:
     return total * (2 if has_text else 1)
 
 
-def _activations(run: Run, batch: Batch) -> int | None:
+def _activations(run: Run, batch: Batch, fresh: Container[str]) -> int | None:
     """Return the bytes kept from the forward pass, plus those of the largest layer run again."""
     bfloat16 = run.train.precision != "float32"  # "auto" chooses it where memory is scarce
     try:
-        system = _begun(run.system, run.train)
+        system = _begun(run.system, run.train, fresh)
         kept = kept_bytes(system, batch, bfloat16)
         again = [
-            (kept_bytes(_begun(other, run.train), batch, bfloat16) - kept) // layers
+            (kept_bytes(_begun(other, run.train, fresh), batch, bfloat16) - kept) // layers
             for other, layers in _without_checkpoints(run.system)
         ]
     except (RuntimeError, NotImplementedError, AttributeError):  # an operation needs values
