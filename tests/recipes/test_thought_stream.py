@@ -71,7 +71,8 @@ def test_study_is_run_and_reported(tmp_path: Path) -> None:
     records = read_records(tmp_path / "thought_stream.parquet")
     assert len(records) == 2 * 5 * 2
     lines = report_thought_stream(study, tmp_path, records)
-    assert len(lines) == 2 + 2 * 5
+    assert len(lines) == 2 + 2 + 2 * 5  # heads, floors, arms
+    assert lines[2].startswith("| constant answer | | ")
     assert (tmp_path / "thought_stream.json").is_file()
 
 

@@ -1,7 +1,5 @@
 """Judges what the models of `counterpoint.recipes.front_loading` wrote, and writes the report."""
 
-import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from counterpoint.config_json import encode
+from counterpoint.data.tasks.reasoning.corpus import answer_floors
 from counterpoint.data.tasks.reasoning.item import ReasoningItem, judge
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.figures import styled, to_png
@@ -88,26 +87,12 @@ def _judgement(items: Sequence[ReasoningItem], record: Mapping[str, Any]) -> dic
 
 
 def floors(study: FrontLoading) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the right answers of policies that learn nothing, by policy, split and family.
-
-    "constant answer" is the answer that is right most often in the scored items of a family; "part
-    of the question" knows a part of the statement; see
-    `counterpoint.data.tasks.reasoning.family.Family.guess`.
-    """
-    constant = dict[str, dict[str, float]]()
-    part = dict[str, dict[str, float]]()
-    for split, tasks in splits(study).items():
-        items = scored_items(study, split)
-        guess = tasks[0].policies()["part"]
-        for family in dict.fromkeys(item.family for item in items):
-            own = [item for item in items if item.family == family]
-            answers = [item.text[item.answer_start + 1 : -1] for item in own]
-            guessed = [guess(item, random.Random(number))[0] for number, item in enumerate(own)]
-            most = Counter(answers).most_common(1)[0][1]
-            constant.setdefault(split, {})[family] = most / len(own)
-            same = sum(map(str.__eq__, answers, guessed))
-            part.setdefault(split, {})[family] = same / len(own)
-    return {"constant answer": constant, "part of the question": part}
+    """Return the right answers of policies that learn nothing, by policy, split and family."""
+    found = dict[str, dict[str, dict[str, float]]]()
+    for split in splits(study):
+        for policy, shares in answer_floors(scored_items(study, split)).items():
+            found.setdefault(policy, {})[split] = shares
+    return found
 
 
 def agreement(study: FrontLoading, records: Sequence[Mapping[str, Any]]) -> float:

@@ -16,6 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -24,7 +25,7 @@ from counterpoint.blocks.notes import NotesConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.data.tasks.items import HELD_OUT_SEED
 from counterpoint.data.tasks.reasoning.aside import AsideReasoning
-from counterpoint.data.tasks.reasoning.corpus import LABEL_SYMBOLS, Reasoning
+from counterpoint.data.tasks.reasoning.corpus import LABEL_SYMBOLS, Reasoning, answer_floors
 from counterpoint.data.tasks.reasoning.item import ReasoningItem, judge
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.evaluate.attempts import attempt
@@ -343,6 +344,10 @@ def report_thought_stream(
         ],
     )
     lines = ["| thoughts | seeds | answer % | arithmetic % | dyck % |", "|---|---|---|---|---|"]
+    for policy, by_family in answer_floors(questions(study)).items():
+        known = [100 * by_family[family] for family in FAMILIES]
+        told = " | ".join(f"{share:.0f}" for share in known)
+        lines.append(f"| {policy} | | {fmean(known):.1f} | {told} |")
     for arm in dict.fromkeys(record["arm"] for record in records):
         own = [record for record in records if record["arm"] == arm]
         value = score(own, "answer").map(100)

@@ -10,7 +10,7 @@ import pytest
 
 from counterpoint.config_json import decode, encode
 from counterpoint.data.tasks.items import HELD_OUT_SEED, ScoredTask, always, commonest, floors
-from counterpoint.data.tasks.reasoning.corpus import Reasoning
+from counterpoint.data.tasks.reasoning.corpus import Reasoning, answer_floors
 from counterpoint.data.tasks.reasoning.families import FAMILIES
 from counterpoint.data.tasks.reasoning.item import (
     ReasoningItem,
@@ -113,6 +113,20 @@ def test_the_oracle_solves_what_a_part_does_not(name: str) -> None:
     found = floors(Reasoning(families=(name,)), 100, seed=3)
     assert found["oracle"]["answer"] == 1
     assert found["part"]["answer"] < 0.6
+
+
+def test_floors_by_family_are_those_of_the_items_themselves() -> None:
+    tasks = [Reasoning(families=(name,)) for name in ("dyck", "arithmetic")]
+    own = [made(task, 60, seed=HELD_OUT_SEED) for task in tasks]
+    found = answer_floors([item for items in own for item in items])
+    for task, items in zip(tasks, own, strict=True):
+        (family,) = task.families
+        constant = commonest(items)
+        given = [always(constant, item) for item in items]
+        assert found["constant answer"][family] == task.score(items, given)["answer"]
+        part = task.policies()["part"]
+        given = [part(item, random.Random(number)) for number, item in enumerate(items)]
+        assert found["part of the question"][family] == task.score(items, given)["answer"]
 
 
 @each_family

@@ -2,7 +2,8 @@
 
 import random
 import zlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -211,6 +212,27 @@ def _question(item: Item) -> tuple[Family, str]:
         raise TypeError(f"An item must be a ReasoningItem, got {type(item).__name__}.")
     family = FAMILIES[item.family]
     return family, family.statement_of(item.prompt[:-1])
+
+
+def answer_floors(items: Sequence[ReasoningItem]) -> dict[str, dict[str, float]]:
+    """Return the shares of right answers of policies that learn nothing, by policy and family.
+
+    "constant answer" is the answer that is right most often in the items of a family; "part of the
+    question" knows a part of the statement; see
+    `counterpoint.data.tasks.reasoning.family.Family.guess`.
+
+    Args:
+        items: Items as `Reasoning` makes them.
+    """
+    floors: dict[str, dict[str, float]] = {"constant answer": {}, "part of the question": {}}
+    for family in dict.fromkeys(item.family for item in items):
+        own = [item for item in items if item.family == family]
+        answers = [item.text[item.answer_start + 1 : -1] for item in own]
+        guessed = [_part(item, random.Random(number))[0] for number, item in enumerate(own)]
+        most = Counter(answers).most_common(1)[0][1]
+        floors["constant answer"][family] = most / len(own)
+        floors["part of the question"][family] = sum(map(str.__eq__, answers, guessed)) / len(own)
+    return floors
 
 
 def _oracle(item: Item, rng: random.Random) -> Replies:
