@@ -1,5 +1,6 @@
 """The study of thoughts beside the text, from end to end."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from counterpoint.recipes import stacks, thought_stream
 from counterpoint.recipes.cells import read_records, write_records
 from counterpoint.recipes.thought_stream import (
     ThoughtStream,
+    declaration,
     report_thought_stream,
     run_thought_stream,
     thinker_run,
@@ -20,6 +22,9 @@ from counterpoint.recipes.thought_stream import (
     thought_stream_study,
 )
 from counterpoint.train.loop import DivergedError
+from tests.test_architecture import ROOT
+
+DECLARED = ROOT / "docs" / "results" / "thought_stream_declared.json"
 
 
 def tiny() -> ThoughtStream:
@@ -51,6 +56,11 @@ def test_models_differ_in_thoughts_of_pretraining_only() -> None:
         )
         assert begun.data == later.data
         assert begun.train == later.train
+
+
+def test_what_was_declared_is_what_is_run() -> None:
+    declared = json.loads(DECLARED.read_text())
+    assert declared == json.loads(json.dumps(declaration(thought_stream_study())))
 
 
 @pytest.mark.slow

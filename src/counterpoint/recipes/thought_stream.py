@@ -23,6 +23,7 @@ import torch
 
 from counterpoint.blocks.notes import NotesConfig
 from counterpoint.blocks.transformer import TowerConfig
+from counterpoint.config_json import encode
 from counterpoint.data.tasks.items import HELD_OUT_SEED
 from counterpoint.data.tasks.reasoning.aside import AsideReasoning
 from counterpoint.data.tasks.reasoning.corpus import LABEL_SYMBOLS, Reasoning, answer_floors
@@ -79,7 +80,7 @@ class ThoughtStream:
     train: TrainConfig
     tuning_steps: int = 100
     operations: tuple[int, int] = (3, 4)
-    num_items: int = 25
+    num_items: int = 100
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
 
@@ -314,15 +315,31 @@ def scored(study: ThoughtStream, kind: ThoughtPlace) -> list[ReasoningItem]:
     return [task.item(HELD_OUT_SEED, n) for task in tasks for n in range(study.num_items)]
 
 
-def compare_thoughts(study: ThoughtStream, records: Sequence[dict[str, Any]]) -> list[PairRow]:
-    """Return the declared comparisons of the models of each system."""
+def declaration(study: ThoughtStream) -> dict[str, Any]:
+    """Return what is declared before a run: the study, its comparisons, and their floors."""
+    return {
+        "study": encode(study),
+        "primary": "share of right answers; the likeliest solution, symbol by symbol",
+        "comparisons": thought_pairs(study),
+        "correction": "Holm over all comparisons; p below 0.05 is shown",
+        "floors": answer_floors(questions(study)),
+    }
+
+
+def thought_pairs(study: ThoughtStream) -> list[tuple[str, str, str]]:
+    """Return the declared comparisons: a claim, the arm that should be better, and the other."""
     pairs = []
     for kind, _ in study.systems:
         first = ThoughtLane(kind=kind, seed=0, has_begun=True, times=1)
         for times in (1, _LONGER):
             other = replace(first, has_begun=False, times=times)
             pairs.append(("Thoughts are better from pre-training on.", first.arm, other.arm))
-    return pair_rows(records, pairs, [("in range", "answer")])
+    return pairs
+
+
+def compare_thoughts(study: ThoughtStream, records: Sequence[dict[str, Any]]) -> list[PairRow]:
+    """Return the declared comparisons of the models of each system."""
+    return pair_rows(records, thought_pairs(study), [("in range", "answer")])
 
 
 def report_thought_stream(
