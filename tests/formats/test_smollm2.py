@@ -13,7 +13,12 @@ import torch
 from torch import Tensor
 
 from counterpoint.cli.generate import main
-from counterpoint.data.text.published import open_published
+from counterpoint.data.text.published import (
+    ALONE,
+    open_published,
+    tokenizer_of,
+    write_tokenizer,
+)
 from counterpoint.formats import find_format
 from counterpoint.formats.llama import load_llama, open_llama, save_llama
 from counterpoint.systems.single_stream import SingleStream
@@ -95,6 +100,16 @@ def test_tokenizer_gives_the_text_back(path: Path) -> None:
     text = "Über 1234 words,\n\tand more."
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert (tokenizer.start_id, tokenizer.end_id, tokenizer.vocab_size) == (1, 2, 49152)
+
+
+def test_its_tokenizer_is_written_alone(path: Path, tmp_path: Path) -> None:
+    alone = tmp_path / f"{path.name}{ALONE}"
+    write_tokenizer(path, alone)
+    assert alone.stat().st_size < path.stat().st_size / 10
+    found, expected = tokenizer_of(str(alone)), tokenizer_of(str(path))
+    assert (found.identity, found.vocab_size) == (expected.identity, expected.vocab_size)
+    assert (found.start_id, found.end_id) == (expected.start_id, expected.end_id)
+    assert found.encode(QUESTION).tolist() == expected.encode(QUESTION).tolist()
 
 
 def test_saved_folder_is_the_model(model: SingleStream, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """The recipe that trains a language model to think while it hears, with a tiny one in its place."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,9 @@ from counterpoint.progress import Progress
 from counterpoint.recipes.shanks_smollm import shanks_smollm
 from counterpoint.recipes.shanks_smollm_full import shanks_smollm_full
 from counterpoint.recipes.training import train_run
-from counterpoint.runtime.load import load_run
+from counterpoint.runtime.compact import export_checkpoint
+from counterpoint.runtime.load import load, load_run
+from counterpoint.runtime.save import save
 from counterpoint.systems.shanks import ShanksConfig, smollm_words
 from counterpoint.train.checkpoint import checkpoint_paths, load_system
 from counterpoint.train.config import FineTuneConfig
@@ -59,6 +63,16 @@ def tiny_run(base: Path, num_steps: int, low_rank: LowRankConfig | None) -> Run:
             fine_tune=FineTuneConfig(init_from=str(base), low_rank=low_rank),
         ),
     )
+
+
+def _tokenizer_of_bytes() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    own = Tokenizer(models.BPE({sign: number for number, sign in enumerate(alphabet)}, []))
+    own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    own.decoder = decoders.ByteLevel()
+    return own
 
 
 @pytest.fixture
@@ -119,3 +133,41 @@ def test_a_stopped_run_ends_like_a_whole_one(
     with torch.no_grad():
         attempt = listen(model.eval(), data, data.heard(0, held_out=True))
     assert attempt.timeline.where(kind="thought").events
+
+
+def test_an_exported_run_needs_its_base_no_more(tmp_path: Path) -> None:
+    """It has the tokeniser of the base, and not its weights."""
+    base = tmp_path / "llama"
+    saved(
+        base,
+        llama(
+            vocab_size=NUM_BYTES,
+            num_hidden_layers=2,
+            rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
+            tie_word_embeddings=True,
+            bos_token_id=256,
+            eos_token_id=257,
+        ),
+    )
+    _tokenizer_of_bytes().save(str(base / "tokenizer.json"))
+    run = tiny_run(base, 2, LowRankConfig(rank=2))
+    assert isinstance(run.data, SpokenMathsData)
+    own = replace(run.data, task=SpokenMaths(tokenizer=str(base)))
+    run = replace(run, data=own)
+    train_run(run, tmp_path / "run", World(), progress=Progress(quiet=True), measure_end=False)
+    exported = tmp_path / "exported"
+    export_checkpoint(tmp_path / "run", exported)
+    before = load(tmp_path / "run")
+    save(before, tmp_path / "saved", form="counterpoint")
+    shutil.rmtree(base)
+    for folder in (exported, tmp_path / "saved"):
+        names = {"manifest.json", "weights.safetensors", "llama.tokenizer"}
+        assert {file.name for file in folder.iterdir()} == names
+        loaded = load(folder)
+        data = loaded.trained_by.data
+        assert isinstance(data, SpokenMathsData)
+        assert data.task.tokenizer == str(folder / "llama.tokenizer")
+        assert data.words.identity == own.words.identity
+        assert len(data.words) == len(own.words)
+        attempt = listen(loaded.system, data, data.heard(0, held_out=True))
+        assert attempt.timeline.where(kind="thought").events

@@ -131,7 +131,9 @@ class DataSource(Protocol):
 class KeepsFiles(Protocol):
     """A data source whose models need files, such as a tokeniser.
 
-    An exported model has copies of them beside it, and so has a run of files that it learned.
+    An exported model has copies of them beside it, and so has a run of files that it learned. The
+    file of a tokeniser may be a published text model, which is never copied: an exported model has
+    its tokeniser alone.
     """
 
     def file_names(self) -> dict[str, str]:

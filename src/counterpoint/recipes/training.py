@@ -19,6 +19,7 @@ from counterpoint.recipes.budget import EVALUATION_UNITS, Plan, find_budget, pre
 from counterpoint.recipes.learned import keep_or_check_learned
 from counterpoint.recipes.reinforcement import connected
 from counterpoint.runtime.load import with_kept_files
+from counterpoint.runtime.save import names_beside
 from counterpoint.systems import sketch
 from counterpoint.train.allocator import keep_large_buffers
 from counterpoint.train.config import FineTuneConfig
@@ -171,10 +172,10 @@ def _keep_files(data: object, folder: Path, world: World) -> None:
     if not isinstance(data, KeepsFiles) or world.rank:
         return
     names = data.file_names()
-    for key, file in data.find_files().items():
-        kept = folder / file.name
-        if names[key] == file.name and not kept.exists():
-            shutil.copyfile(file, kept)
+    files = data.find_files()
+    for key, copy in names_beside(files).items():
+        if names[key] == copy and not (folder / copy).exists():
+            shutil.copyfile(files[key], folder / copy)
 
 
 def prepare_together(run: Run, workers: int) -> None:

@@ -34,7 +34,7 @@ def export_checkpoint(path: Path, folder: Path, weights: Stored = "bfloat16") ->
     # `load_weights` has merged the adapters into the weights.
     run = replace(run, train=replace(run.train, fine_tune=None))
     sampling = file_beside(path, SAMPLING)
-    beside += [] if sampling is None else [sampling]
+    beside |= {} if sampling is None else {sampling.name: sampling}
     write_checkpoint(
         folder,
         manifest["system"],

@@ -1,6 +1,7 @@
 """Saving a model with its codec and tokeniser, so that `load` restores it."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -10,6 +11,7 @@ import torch
 from counterpoint.config_json import encode
 from counterpoint.data.source import KeepsFiles
 from counterpoint.data.speech.rows import SpeechData
+from counterpoint.data.text.published import ALONE, write_tokenizer
 from counterpoint.errors import UserError
 from counterpoint.files import whole_folder, write_json, write_tensors
 from counterpoint.formats import FORMATS, Companions, Format, find_format
@@ -160,12 +162,12 @@ def _format_of(system: System) -> Format:
 def _save_own(system: System, folder: Path, loaded: Loaded | None) -> None:
     """Write a checkpoint of this library without the state of the optimizer."""
     run = None if loaded is None else loaded.run
-    beside: list[Path] = []
+    beside: dict[str, Path] = {}
     if run is not None and loaded is not None:
         run, beside = with_files_beside(run)
         run = replace(run, train=replace(run.train, fine_tune=None))  # adapters are merged
         sampling = file_beside(loaded.path, SAMPLING)
-        beside += [] if sampling is None else [sampling]
+        beside |= {} if sampling is None else {sampling.name: sampling}
     write_checkpoint(
         folder,
         type(system).__name__,
@@ -184,7 +186,7 @@ def write_checkpoint(
     run: Run | None,
     *,
     counters: Counters | None = None,
-    beside: list[Path] | None = None,
+    beside: Mapping[str, Path] | None = None,
 ) -> None:
     """Write a checkpoint for inference, together with the files that it needs.
 
@@ -195,7 +197,8 @@ def write_checkpoint(
         weights: Weights in the form in which they are stored.
         run: Run that trained the model, if there is one.
         counters: Counters of that run.
-        beside: Files that are copied into the folder.
+        beside: Files that are copied into the folder, by their names there; see
+            `with_files_beside`.
 
     Raises:
         OSError: The folder cannot be written, or is not empty.
@@ -203,25 +206,45 @@ def write_checkpoint(
     extra = {} if run is None else {"train": encode(run.train), "run": encode(run)}
     with whole_folder(folder) as partial:
         write_tensors(partial / WEIGHTS, weights)
-        for file in beside or ():
-            shutil.copyfile(file, partial / file.name)
+        for name, file in (beside or {}).items():
+            if name.endswith(ALONE) and not file.name.endswith(ALONE):
+                write_tokenizer(file, partial / name)
+            else:
+                shutil.copyfile(file, partial / name)
         written = make_manifest(
             partial, system, config, counters or Counters(), num_processes=1, extra=extra
         )
         write_json(partial / MANIFEST, written)
 
 
-def with_files_beside(run: Run) -> tuple[Run, list[Path]]:
+def with_files_beside(run: Run) -> tuple[Run, dict[str, Path]]:
     """Return a run that refers to copies of its tokeniser and codec, and the files to copy.
+
+    The files have the names of their copies; see `names_beside`.
 
     Raises:
         UserError: One of the files is missing.
     """
     if not isinstance(run.data, KeepsFiles):
-        return run, []
+        return run, {}
     files = run.data.find_files()
-    data = run.data.with_files({key: file.name for key, file in files.items()})
-    return replace(run, data=data), [*files.values()]
+    names = names_beside(files)
+    beside = {names[key]: file for key, file in files.items()}
+    return replace(run, data=run.data.with_files(names)), beside
+
+
+def names_beside(files: Mapping[str, Path]) -> dict[str, str]:
+    """Return the names that copies of the files of a data source have beside a model.
+
+    Of a published model that is named as tokeniser, only the tokeniser is copied.
+
+    Args:
+        files: The files; see `KeepsFiles.find_files`.
+    """
+    names = {key: file.name for key, file in files.items()}
+    if "tokenizer" in files and find_format(files["tokenizer"]) is not None:
+        names["tokenizer"] += ALONE
+    return names
 
 
 def _card(system: System, name: str) -> str:

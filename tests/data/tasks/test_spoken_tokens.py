@@ -12,7 +12,7 @@ from counterpoint.data.tasks.spoken_maths.hearing import spoken_rounds
 from counterpoint.data.tasks.spoken_maths.problems import SpokenMaths
 from counterpoint.data.tasks.spoken_maths.source import PreparedMaths, SpokenMathsData
 from counterpoint.data.tasks.spoken_maths.words import TokenWords, Words
-from counterpoint.data.text.published import tokenizer_of
+from counterpoint.data.text.published import ALONE, tokenizer_of, write_tokenizer
 from counterpoint.data.text.tokenizer import load_tokenizer
 from counterpoint.errors import UserError
 from counterpoint.evaluate.duplex.spoken_maths import (
@@ -141,9 +141,27 @@ def test_a_published_model_brings_its_tokeniser(tmp_path: Path) -> None:
     assert tokenizer.vocab_size == 300  # of the model, which has more than its tokeniser
     data = SpokenMathsData(task=SpokenMaths(tokenizer=str(tmp_path)))
     assert data.words.ids([MARKS.part, MARKS.stop]).tolist() == [300, 304]
-    assert data.find_files() == {}  # a folder stays where it is
+    assert data.find_files() == {"tokenizer": tmp_path}
     assert data.file_names() == {"tokenizer": str(tmp_path)}
     assert data.with_files({"tokenizer": "bytes"}).task == TASK
+    alone = tmp_path / f"alone{ALONE}"
+    write_tokenizer(tmp_path, alone)
+    kept = tokenizer_of(str(alone))
+    assert (kept.identity, kept.vocab_size) == (tokenizer.identity, 300)
+    assert (kept.start_id, kept.end_id) == (1, 2)
+
+
+@pytest.mark.parametrize("content", [None, "[]", "{}"])
+def test_a_tokeniser_that_is_lost_or_damaged_is_one_line(
+    content: str | None, tmp_path: Path
+) -> None:
+    alone = tmp_path / f"alone{ALONE}"
+    if content is not None:
+        alone.write_text(content)
+    with pytest.raises(UserError, match=r"alone.tokenizer must (be|hold) .*(Put it|Export)"):
+        tokenizer_of(str(alone))
+    with pytest.raises(UserError, match="must be a published text model"):
+        write_tokenizer(alone, tmp_path / "other.tokenizer")
 
 
 def test_what_needs_words_of_one_id_each_is_refused() -> None:

@@ -234,16 +234,16 @@ class SpokenMathsData:
     def find_files(self) -> dict[str, Path]:
         """Return the files of bank and tokeniser, if there are any; see `KeepsFiles`.
 
-        A bank that was not made yet as it would be now, and that nobody named, is left out, as is
-        the folder of a tokeniser.
+        A bank that was not made yet as it would be now, and that nobody named, is left out. A
+        tokeniser may be the folder or the file of a published model.
         """
         names = {}
         if self.sound is not None and (self.sound.file or self.sound.is_made):
             names["bank"] = str(self.sound.place)
-        tokenizer = self.task.tokenizer
-        if tokenizer and not Path(tokenizer).expanduser().is_dir():
-            names["tokenizer"] = tokenizer
-        return existing_files(names)
+        tokenizer = Path(self.task.tokenizer).expanduser()
+        if self.task.tokenizer and tokenizer.is_dir():
+            return existing_files(names) | {"tokenizer": tokenizer}
+        return existing_files(names | {"tokenizer": self.task.tokenizer or "bytes"})
 
     def with_files(self, files: Mapping[str, str]) -> "SpokenMathsData":
         """Return the same source with its files elsewhere; see `KeepsFiles`.
