@@ -9,6 +9,7 @@ from torch import Tensor
 
 from counterpoint.data.tasks.items import (
     ExactMatch,
+    GroupsSymbols,
     Item,
     ItemAnswer,
     ItemPolicy,
@@ -16,10 +17,12 @@ from counterpoint.data.tasks.items import (
     WholeLabel,
 )
 from counterpoint.data.tasks.part_whole import TASKS
-from counterpoint.evaluate.tasks import answer, answer_lines, text_nats
+from counterpoint.data.tasks.part_whole.rhm import RandomHierarchy
+from counterpoint.evaluate.tasks import answer, answer_lines, group_nats, text_nats
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream, Ticks
 from counterpoint.systems.contract import Choose, Logits, State, System
+from tests.evaluate import tiny
 
 PART = Stream(name="part", role=Role.PART, vocab_size=258, predicted=True)
 WHOLE = Stream(name="whole", role=Role.WHOLE, vocab_size=258, period_ticks=4, predicted=True)
@@ -147,3 +150,28 @@ def test_lines_of_every_form_are_answered() -> None:
     paid = text_nats(system, ["a\u00e9Ruth"], ["x\n"])[0]
     assert found["nats"]["own"] == pytest.approx(paid.sum())
     assert found["name_nats"]["own"] == pytest.approx(paid[3:].sum())  # two bytes of one letter
+
+
+def test_symbols_are_grouped_by_the_smallest_tree_that_they_share_with_the_one_before() -> None:
+    task = RandomHierarchy(num_levels=3, branching=2)
+    item = task.item(0, 0)
+    found = {place: name for name, places in task.groups(item).items() for place in places}
+    expected = {}
+    for place in set(range(1, 8)) - {item.facts["missing"]}:
+        trees = [level for level in (1, 2, 3) if place >> level == (place - 1) >> level]
+        expected[place] = f"level {min(trees)}"
+    assert found == expected
+    assert isinstance(task, GroupsSymbols)
+
+
+def test_costs_of_a_group_are_those_of_its_symbols_after_the_true_text() -> None:
+    task = RandomHierarchy(num_levels=3, branching=3, num_rules=2)
+    items = [task.item(0, number) for number in range(5)]
+    system = tiny.single()
+    found = group_nats(system, task, items, batch_items=2)
+    paid = text_nats(system, [item.text for item in items])
+    assert found.keys() == {"level 1", "level 2", "level 3"}
+    for name, mean in found.items():
+        pairs = zip(items, paid, strict=True)
+        own = [nats[place] for item, nats in pairs for place in task.groups(item)[name]]
+        assert mean == pytest.approx(sum(own) / len(own), rel=1e-4)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.data.tasks.exported import item_of, read_item_of
-from counterpoint.data.tasks.items import Item, Replies
+from counterpoint.data.tasks.items import GroupsSymbols, Item, Replies
 from counterpoint.data.tasks.source import item_batch, label_stream
 from counterpoint.data.text.shards import Unit
 from counterpoint.data.text.tokenizer import ByteTokenizer
@@ -94,15 +94,45 @@ def answer_nats(
         items: Items that are scored.
         batch_items: Number of items in a batch.
     """
+    for item, paid in zip(items, _symbol_nats(system, items, batch_items), strict=True):
+        yield [float(paid[one.start :][: len(one.text)].sum()) for one in item.answers]
+
+
+def group_nats(
+    system: nn.Module,
+    task: GroupsSymbols,
+    items: Sequence[Item],
+    batch_items: int = BATCH_ITEMS,
+) -> dict[str, float]:
+    """Return the mean nats of the symbols of each group, each symbol after the true text before it.
+
+    They mean something for a system that was trained on all symbols of its items.
+
+    Args:
+        system: See `answer_nats`.
+        task: The task, which groups the symbols of its items.
+        items: Items that are scored.
+        batch_items: Number of items in a batch.
+    """
+    paid: dict[str, list[Tensor]] = {}
+    for item, nats in zip(items, _symbol_nats(system, items, batch_items), strict=True):
+        for name, places in task.groups(item).items():
+            paid.setdefault(name, []).append(nats[list(places)])
+    return {name: float(torch.cat(own).mean()) for name, own in sorted(paid.items())}
+
+
+def _symbol_nats(
+    system: nn.Module, items: Sequence[Item], batch_items: int
+) -> Iterator[Float[Tensor, " n"]]:
+    """Yield the nats of the symbols of each item; see `answer_nats`."""
     system = cast("System", system)
     part = system.layout.part.name
     for first in range(0, len(items), batch_items):
         some = items[first : first + batch_items]
-        batch = item_batch(some, system.layout).to(system.device)
+        batch = item_batch(some, system.layout, "all").to(system.device)
         with torch.no_grad():
             paid = target_nats(system(batch)[part], batch.targets[part]).cpu()
-        for row, item in enumerate(some):
-            yield [float(paid[row, one.start :][: len(one.text)].sum()) for one in item.answers]
+        yield from (own[: len(item.text)] for own, item in zip(paid, some, strict=True))
 
 
 def text_nats(

@@ -231,6 +231,14 @@ class ScoredTask(Protocol):
         """Return the numerator and denominator of an item; the primary score is a ratio of sums."""
 
 
+@runtime_checkable
+class GroupsSymbols(Protocol):
+    """A task that knows what decides each symbol of a text, such as the depth in a tree."""
+
+    def groups(self, item: Item) -> Mapping[str, Sequence[int]]:
+        """Return the places of symbols in the text of an item, by the name of what decides them."""
+
+
 def asked(task: AnyTask) -> str:
     """Return the sentence that says what a task asks: the first line of its docstring."""
     return (type(task).__doc__ or "").partition("\n")[0]

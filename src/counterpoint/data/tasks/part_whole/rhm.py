@@ -105,6 +105,21 @@ class RandomHierarchy(ExactMatch):
             writer.answer("whole", ascii_lowercase[root])
         return writer.item(leaves=leaves, missing=missing)
 
+    def groups(self, item: Item) -> Mapping[str, Sequence[int]]:
+        """Return the places of the leaves that are shown by "level 1" to the root's level.
+
+        A leaf has the level of the smallest tree that it shares with the leaf before it: 1 within a
+        group of leaves. The first leaf shares none. See `GroupsSymbols`.
+        """
+        found: dict[str, list[int]] = {}
+        for place in range(1, self.branching**self.num_levels):
+            level = 1
+            while place % self.branching**level == 0:
+                level += 1
+            if place != item.facts["missing"]:
+                found.setdefault(f"level {level}", []).append(place)
+        return found
+
     def policies(self) -> Mapping[str, ItemPolicy]:
         """Return policies by name; see `ScoredTask.policies`."""
         rules = self._rules()
