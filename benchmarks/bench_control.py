@@ -7,13 +7,17 @@ system allows (`evaluate/control.py`). In the lanes of all symbols the exchange 
 of eight blocks: the following blocks should show the other motif, and the cost is what all other
 symbols lose. In those of `acrostic` it happens before the poem, whose lines should begin as the
 other plan says, and the cost is that of the rhymes. The lanes of `logbook` also answer logs of up
-to 16 times the length, beside the bytes of their states. On a GPU:
+to 16 times the length, beside the bytes of their states. Two lanes write by themselves after the
+exchange: "acrostic all" whole poems (`evaluate/poem_control.py`), and "dialogues answer" the next
+act of a real dialogue (`evaluate/turn_control.py`); this one needs a folder of data. On a GPU:
 
     python benchmarks/bench_control.py --device cuda --seconds 60 --out runs/control
-    python benchmarks/bench_control.py --lanes "acrostic answer" --arms deep --num-steps 800
+    python benchmarks/bench_control.py --lanes "acrostic all" --arms deep --num-steps 800
+    python benchmarks/bench_control.py --lanes "dialogues answer" --arms deep --data FOLDER
     python benchmarks/bench_control.py --table benchmarks/results/control.parquet
 """
 
+import argparse
 import multiprocessing
 import os
 import pickle
@@ -27,13 +31,16 @@ from itertools import product
 from pathlib import Path
 from typing import cast
 
+from control_arms import system_of, train_of
+from control_tables import KINDS, TIMES, length_table, poem_table, table, turn_table
 from stack_lanes import (
+    FORMS,
     ITEMS_SEED,
     TASKS,
     TRAIN,
     Record,
+    form_of,
     in_time,
-    interval,
     learn,
     recorded,
     run_arms,
@@ -41,19 +48,26 @@ from stack_lanes import (
     stack_parser,
 )
 
-from counterpoint.blocks.level_config import LevelConfig
+from counterpoint.data.recorded import Recorded
+from counterpoint.data.tasks.dialogues import ClosedActs
 from counterpoint.data.tasks.items import Item, ItemAnswer, Trained
+from counterpoint.data.tasks.part_whole.acrostic import Acrostic
 from counterpoint.data.tasks.part_whole.logbook import Logbook
 from counterpoint.data.tasks.source import label_stream
 from counterpoint.evaluate.control import control
+from counterpoint.evaluate.poem_control import control_poems, poem_floors
 from counterpoint.evaluate.tasks import answer
+from counterpoint.evaluate.turn_control import (
+    control_turns,
+    paired_turns,
+    turn_floors,
+    turns_of,
+)
 from counterpoint.files import whole_file
 from counterpoint.recipes.cells import read_records
-from counterpoint.recipes.compression import ROW_TICKS
-from counterpoint.recipes.part_whole import part_whole, tower, two_stream
 from counterpoint.streams.spec import Layout
 from counterpoint.systems import build_system, sketch, system_layout
-from counterpoint.systems.contract import System, SystemConfig, state_bytes
+from counterpoint.systems.contract import System, state_bytes
 from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.train.config import TrainConfig
 
@@ -71,31 +85,21 @@ LANES: tuple[tuple[str, Trained], ...] = (
     ("navon", "answer"),
     ("navon", "all"),
     ("acrostic", "answer"),
+    ("acrostic", "all"),
+    ("dialogues", "answer"),
 )
-KINDS = {
-    "logbook": ("whole", "part"),
-    "navon": ("whole", "part"),
-    "acrostic": ("acrostic", "rhyme"),
-}
-"""Kind of the answers that follow the whole, and of those that should stay, by task."""
-TWO_LEVELS = replace(
-    two_stream(),
-    levels=(LevelConfig(whole=tower(48, 1, 64), lower_layers=1, block_ticks=4, compressor="mean"),),
-)
-"""The arm two_stream with a second level above its whole: a step for four words."""
 FIRST = {
     ("logbook", "answer"): 73,
     ("navon", "answer"): 73,
     ("navon", "all"): 46,
     ("acrostic", "answer"): 54,
+    ("acrostic", "all"): 54,
 }
 """Ticks before the exchange: all events or blocks, five blocks, or the plan and what stands between
 it and the poem; and the id of the beginning."""
 NAVON = TASKS["navon"]
 BLOCK = 9
 """Ticks of a block of `navon`, and of the space after it."""
-TIMES = (1, 2, 4, 8, 16)
-"""Lengths of logs, as multiples of the length in training."""
 LEAST_STATE = 476_000
 """Bytes of the state of two_stream, to which the window of full attention is cut."""
 
@@ -112,6 +116,7 @@ class Setting:
         folder: Folder of batches and items.
         num_items: Number of items that are continued.
         num_long: Number of logs of each length.
+        data_folder: Folder of data of tasks with real texts.
         deadline: Time, as of `time.time`, after which no arm begins.
     """
 
@@ -122,13 +127,8 @@ class Setting:
     folder: Path
     num_items: int
     num_long: int
+    data_folder: str
     deadline: float
-
-
-def system_of(arm: str) -> SystemConfig:
-    """Return the system of an arm of `part_whole` or of this file."""
-    systems: dict[str, SystemConfig] = {one.name: one.system for one in part_whole().arms}
-    return (systems | {"two_levels": TWO_LEVELS})[arm]
 
 
 def asked(items: Sequence[Item], task: str, trained: Trained) -> list[Item]:
@@ -158,28 +158,31 @@ def motif_of(item: Item) -> str:
     return item.whole[-1].text
 
 
-def make(
-    folder: Path, task: str, seed: int, train: TrainConfig, layout: Layout, trained: Trained
-) -> None:
-    """Make the batches of a lane, which stay in their file."""
-    recorded(folder, task, seed, train, layout, trained)
+def source_of(setting: Setting, task: str, trained: Trained, seed: int, layout: Layout) -> Recorded:
+    """Return the batches of a lane, which stay in their file."""
+    train = train_of(task, setting.train)
+    return recorded(setting.folder, task, seed, train, layout, trained, setting.data_folder)
 
 
-def prepare(arms: Sequence[str], setting: Setting) -> None:
+def make(setting: Setting, task: str, trained: Trained, seed: int, layout: Layout) -> None:
+    """Make the batches of a lane."""
+    source_of(setting, task, trained, seed, layout)
+
+
+def prepare(arms_asked: Sequence[str], setting: Setting) -> None:
     """Make the batches of all lanes, in several processes, and the items."""
     for task, _ in setting.lanes:
-        scored_items(setting.folder, task)
-    for times in TIMES:
-        long_logs(setting.folder, times, setting.num_long)
-    layouts = [system_layout(system_of(arm)) for arm in arms]
-    streams = {str(one.predicted): one for one in layouts}.values()
+        scored_items(setting.folder, task, setting.data_folder)
+    if any(task == "logbook" for task, _ in setting.lanes):
+        for times in TIMES:
+            long_logs(setting.folder, times, setting.num_long)
+    made = {}
+    for arm, lane, seed in product(arms_asked, setting.lanes, setting.seeds):
+        layout = system_layout(system_of(arm, *lane))
+        made[str(layout.predicted), lane, seed] = (*lane, seed, layout)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(8, os.cpu_count() or 1), spawn) as pool:
-        made = [
-            pool.submit(make, setting.folder, task, seed, setting.train, layout, trained)
-            for layout, (task, trained), seed in product(streams, setting.lanes, setting.seeds)
-        ]
-        for one in made:
+        for one in [pool.submit(make, setting, *what) for what in made.values()]:
             one.result()
 
 
@@ -246,34 +249,42 @@ def floor_by_length(folder: Path, times: int, number: int) -> dict[str, float]:
 
 
 def run_arm(arm: str, setting: Setting) -> list[Record]:
-    """Train all lanes of an arm and exchange their wholes; return one record a lane and way."""
+    """Train all lanes of an arm and exchange their wholes; return one record a lane and way.
+
+    Lanes with systems of one shape are trained together.
+    """
     begin = time.perf_counter()
-    config = system_of(arm)
-    lanes = [(*lane, seed) for lane, seed in product(setting.lanes, setting.seeds)]
-    trains = [replace(setting.train, seed=seed) for *_, seed in lanes]
-    systems = [build_system(config, one.seed) for one in trains]
-    sources = [
-        recorded(setting.folder, task, seed, setting.train, systems[0].layout, trained)
-        for task, trained, seed in lanes
+    stacks: dict[str, list[tuple[str, Trained]]] = {}
+    for task, trained in setting.lanes:
+        shape = f"{system_of(arm, task, trained)} {train_of(task, setting.train)}"
+        stacks.setdefault(shape, []).append((task, trained))
+    return [
+        record | {"seconds": time.perf_counter() - begin}
+        for lanes in stacks.values()
+        for record in run_stack(arm, lanes, setting)
     ]
+
+
+def run_stack(arm: str, alike: Sequence[tuple[str, Trained]], setting: Setting) -> Iterator[Record]:
+    """Train lanes with systems of one shape as a stack, and yield their records."""
+    config = system_of(arm, *alike[0])
+    train = train_of(alike[0][0], setting.train)
+    lanes = [(*lane, seed) for lane, seed in product(alike, setting.seeds)]
+    trains = [replace(train, seed=seed) for *_, seed in lanes]
+    systems = [build_system(config, one.seed) for one in trains]
+    sources = [source_of(setting, *lane, systems[0].layout) for lane in lanes]
     finite, curves = learn(systems, trains, sources, setting.device)
-    records = []
     for lane, system, curve, good in zip(lanes, systems, curves, finite, strict=True):
         task, trained, seed = lane
-        items = asked(scored_items(setting.folder, task)[: setting.num_items], task, trained)
-        first = FIRST[task, trained]
-        ways = control(system, items, first, symbols=trained == "all") if good else []
         lengths = by_length(system, setting) if good and lane[:2] == LANES[0] else []
         smaller = with_less_state(system, LEAST_STATE) if lengths else None
-        for way in ways:
-            told = asdict(way)
-            records.append(
+        for told in exchanged(system, task, trained, setting) if good else []:
+            yield (
                 {"arm": arm, "task": task, "trained": trained, "seed": seed}
                 | told
                 | {
-                    "answers": list(told["answers"]),
                     "steps": setting.train.num_steps,
-                    "flops_per_tick": system.flops_per_tick(ROW_TICKS, training=True),
+                    "flops_per_tick": system.flops_per_tick(sources[0].num_ticks, training=True),
                     "lengths": lengths,
                     "state_bytes": state_bytes(system.initial_state(1)),
                     "less_state": [] if smaller is None else by_length(smaller, setting),
@@ -281,10 +292,29 @@ def run_arm(arm: str, setting: Setting) -> list[Record]:
                     if smaller is None
                     else state_bytes(smaller.initial_state(1)),
                     "curve": curve,
-                    "seconds": time.perf_counter() - begin,
                 }
             )
-    return records
+
+
+def exchanged(system: System, task: str, trained: Trained, setting: Setting) -> list[Record]:
+    """Exchange the wholes of items; return what changes, one record a way."""
+    items = scored_items(setting.folder, task, setting.data_folder)[: setting.num_items]
+    if task == "dialogues":
+        return [
+            {name: value for name, value in asdict(one).items() if name != "costs"}
+            | {"answers": [asdict(cost) for cost in one.costs]}
+            for one in control_turns(system, items)
+        ]
+    ways = control(
+        system, asked(items, task, trained), FIRST[task, trained], symbols=trained == "all"
+    )
+    found = {one.way: asdict(one) | {"answers": [asdict(a) for a in one.answers]} for one in ways}
+    if (task, trained) == ("acrostic", "all"):
+        form = cast("Acrostic", FORMS[task])
+        for temperature in (0.0, 1.0):
+            for poems in control_poems(system, form, items, temperature=temperature):
+                found[poems.way].setdefault("poems", []).append(asdict(poems))
+    return list(found.values())
 
 
 def run_in_time(arm: str, setting: Setting) -> list[Record]:
@@ -292,55 +322,23 @@ def run_in_time(arm: str, setting: Setting) -> list[Record]:
     return in_time(setting.deadline, partial(run_arm, arm, setting))
 
 
-def table(records: Sequence[Record], task: str, trained: Trained, kind: str) -> Iterator[str]:
-    """Yield the lines of a Markdown table: one line for each arm and way.
-
-    The cost is that of all other symbols where these are trained, and otherwise that of the answers
-    that should stay.
-    """
-    yield "| arm | way | right % | kept % | obeyed % | swap-delta, bits | cost of other symbols |"
-    yield "|---|---|---|---|---|---|---|"
-    own = [one for one in records if (one["task"], one["trained"]) == (task, trained)]
-    for arm, way in dict.fromkeys((one["arm"], one["way"]) for one in own):
-        cells = [one for one in own if (one["arm"], one["way"]) == (arm, way)]
-        found = [
-            next((a for a in one["answers"] if a["kind"] == kind), None)
-            for one in sorted(cells, key=lambda one: one["seed"])
-        ]
-        answers = [one for one in found if one is not None]
-        if trained == "all":
-            cost = interval([one["other_symbol_bits"] - one["own_symbol_bits"] for one in cells], 3)
-        else:
-            parts = [
-                answer
-                for one in cells
-                for answer in one["answers"]
-                if answer["kind"] == KINDS[task][1]
-            ]
-            cost = interval([one["other_bits"] - one["own_bits"] for one in parts], 3)
-        shares = [
-            interval([100 * one[key] for one in answers]) for key in ("right", "kept", "obeyed")
-        ]
-        delta = interval([one["other_bits"] - one["own_bits"] for one in answers], 2)
-        yield f"| {arm} | {way} | {' | '.join(shares)} | {delta} | {cost} |"
-
-
-def length_table(records: Sequence[Record]) -> Iterator[str]:
-    """Yield the lines of a Markdown table: answers about the whole by length, and state bytes."""
-    yield f"| arm | {' | '.join(f'{times} times' for times in TIMES)} | state, kB |"
-    yield "|---" * (len(TIMES) + 2) + "|"
-    own = [one for one in records if one["way"] == "prompt" and one["lengths"]]
-    for arm in dict.fromkeys(one["arm"] for one in own):
-        for key, size in (("lengths", "state_bytes"), ("less_state", "less_state_bytes")):
-            cells = [one for one in own if one["arm"] == arm and one[key]]
-            if not cells:
-                continue
-            shares = [
-                interval([100 * one[key][place]["whole"] for one in cells])
-                for place in range(len(TIMES))
-            ]
-            name = arm if key == "lengths" else f"{arm}, shorter window"
-            yield f"| {name} | {' | '.join(shares)} | {cells[0][size] / 1000:.0f} |"
+def print_floors(args: argparse.Namespace, records: Sequence[Record]) -> None:
+    """Print the scores of policies on the same items."""
+    tasks = {one["task"] for one in records}
+    if "logbook" in tasks:
+        for times in TIMES:
+            print(f"{times} times:", floor_by_length(args.batches, times, args.long_items))
+    if any(one.get("poems") for one in records):
+        form = cast("Acrostic", FORMS["acrostic"])
+        items = scored_items(args.batches, "acrostic")[: args.items]
+        strangers = [form.item(0, number) for number in range(len(items))]
+        print("poems:", poem_floors(form, items, strangers))
+    if "dialogues" in tasks:
+        items = scored_items(args.batches, "dialogues", args.data)[: args.items]
+        dialogues = cast("ClosedActs", form_of("dialogues", args.data))
+        pairs = paired_turns(items)
+        acts = [turn.name for turn in turns_of(dialogues.learned_items())]
+        print(f"{len(pairs.turns)} turns:", turn_floors(pairs, acts))
 
 
 def main() -> None:
@@ -353,18 +351,21 @@ def main() -> None:
         default=[" ".join(lane) for lane in LANES[:3]],
         help='such as "acrostic answer"; the first three by default',
     )
+    parser.add_argument("--data", default="", help='folder of data for "dialogues answer"')
     parser.add_argument("--items", type=int, default=300, help="items that are continued")
     parser.add_argument("--long-items", type=int, default=200, help="logs of each length")
     parser.add_argument("--workers", type=int, default=1)
     args = parser.parse_args()
     if args.table:
         records = read_records(args.table)
-        for task, trained in LANES:
-            kind = "first cell" if trained == "all" else KINDS[task][0]
-            print(task, trained, *table(records, task, trained, kind), sep="\n")
+        for task, trained in dict.fromkeys((one["task"], one["trained"]) for one in records):
+            if task != "dialogues":
+                kind = "first cell" if (task, trained) == ("navon", "all") else KINDS[task][0]
+                print(task, trained, *table(records, task, trained, kind), sep="\n")
         print("by length", *length_table(records), sep="\n")
-        for times in TIMES:
-            print(f"{times} times:", floor_by_length(args.batches, times, args.long_items))
+        print("dialogues", *turn_table(records), sep="\n")
+        print("poems", *poem_table(records), sep="\n")
+        print_floors(args, records)
         return
     setting = Setting(
         lanes=tuple(lane for lane in LANES if " ".join(lane) in args.lanes),
@@ -374,6 +375,7 @@ def main() -> None:
         folder=args.batches,
         num_items=args.items,
         num_long=args.long_items,
+        data_folder=args.data,
         deadline=time.time() + args.seconds,
     )
     prepare(args.arms, setting)

@@ -10,13 +10,16 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from counterpoint.data.recorded import Recorded, record_once
+from counterpoint.data.tasks import items as task_items
+from counterpoint.data.tasks.dialogues import ClosedActs, Dialogues
 from counterpoint.data.tasks.items import HELD_OUT_SEED, Item, ScoredTask, Trained
+from counterpoint.data.tasks.named import named_task
 from counterpoint.data.tasks.part_whole.acrostic import Acrostic
 from counterpoint.data.tasks.part_whole.logbook import Logbook
 from counterpoint.data.tasks.part_whole.navon import Navon
@@ -37,6 +40,8 @@ TASKS: dict[str, ScoredTask] = {
 }
 FORMS = TASKS | {"acrostic": Acrostic(filler=36, lengths=(4,))}
 """The tasks, and a poem of eight lines of four letters under a plan."""
+REAL = {"dialogues": "dialogues_small"}
+"""Names of the forms of tasks with real texts, which need a folder of data."""
 TRAIN = TrainConfig(
     num_steps=400,
     batch_rows=16,
@@ -103,6 +108,16 @@ def run_arms(
                 yield done
 
 
+def form_of(task: str, data_folder: str = "") -> ScoredTask:
+    """Return the task with a name; those of `REAL` read a folder of data.
+
+    Acts of dialogues are closed, so that systems learn to write them.
+    """
+    if task in FORMS:
+        return FORMS[task]
+    return ClosedActs(dialogues=cast("Dialogues", named_task(REAL[task], data_folder)))
+
+
 def recorded(
     folder: Path,
     task: str,
@@ -110,10 +125,12 @@ def recorded(
     train: TrainConfig,
     layout: Layout,
     trained: Trained = "answer",
+    data_folder: str = "",
 ) -> Recorded:
     """Return the batches of a task and seed, which all arms with these streams share."""
-    data = PreparedTask(TaskData(task=FORMS[task], seed=seed, trained=trained), layout, max(RATES))
-    if data.num_ticks != ROW_TICKS:
+    form = form_of(task, data_folder)
+    data = PreparedTask(TaskData(task=form, seed=seed, trained=trained), layout, max(RATES))
+    if task in FORMS and data.num_ticks != ROW_TICKS:
         raise SystemExit(f"Rows must have {ROW_TICKS} ticks: {task} has {data.num_ticks}.")
     streams = "-".join(f"{one.name}{one.period_ticks}" for one in layout.predicted)
     name = f"{task}-{trained}-{seed}-{train.num_steps}x{train.batch_rows}-{streams}.pt"
@@ -121,11 +138,12 @@ def recorded(
 
 
 @cache
-def scored_items(folder: Path, task: str) -> tuple[Item, ...]:
+def scored_items(folder: Path, task: str, data_folder: str = "") -> tuple[Item, ...]:
     """Return the items on which a task is scored; they are made once."""
     path = folder / f"{task}-items.pickle"
     if not path.exists():
-        items = tuple(FORMS[task].item(ITEMS_SEED, number) for number in range(NUM_ITEMS))
+        form = form_of(task, data_folder)
+        items = tuple(task_items.scored_items(form, ITEMS_SEED, NUM_ITEMS))
         folder.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as partial_path:
             partial_path.write_bytes(pickle.dumps(items))

@@ -156,7 +156,7 @@ def test_swapped_session_equals_offline_with_the_other_whole(
     lag: int, early: tuple[int, ...]
 ) -> None:
     """Swapped before a block was read, so that both see the same from the first tick on."""
-    model, ids, other = build(lag, boundary_ids=early), words(2, 25, 2), words(2, 6, 0)
+    model, ids, other = build(lag, boundary_ids=early), words(2, 25, 2), words(2, 7, 0)
     first, mine = feed(model, ids[:, :6], model.initial_state(2))
     _, donor = feed(model, other, model.initial_state(2))
     second, state = feed(model, ids[:, 6:], model.swap(mine, donor))
@@ -174,7 +174,7 @@ def test_swapped_session_forgets_its_own_whole(lag: int, early: tuple[int, ...])
     """Once the part windows have passed, only the new whole counts, at any lag."""
     model, ids = build(lag, whole=tower(20, 2, 2, 9), boundary_ids=early), words(1, 61, 2)
     _, mine = feed(model, ids[:, :22], model.initial_state(1))
-    _, donor = feed(model, words(1, 22, 0), model.initial_state(1))
+    _, donor = feed(model, words(1, 23, 0), model.initial_state(1))
     logits, state = feed(model, ids[:, 22:], model.swap(mine, donor))
     offline = model(batch_of(ids), whole=kept(model, state, 15))["part"][:, 22:]
     memory = 2 * 6 + 4  # two upper layers with a window of 7, and the plan of a block

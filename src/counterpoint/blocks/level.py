@@ -280,26 +280,37 @@ class Level(nn.Module):
             read = self.above.lead(self.whole, steps, reach, states, start, over)
         return self.whole_norm(read).unflatten(1, (num_blocks, each)).flatten(2)
 
-    def lent(self, mine: LevelState, theirs: LevelState) -> LevelState:
+    def lent(self, mine: LevelState, theirs: LevelState, stands: Bool[Tensor, " B"]) -> LevelState:
         """Return the state ``mine`` with a copy of the coarse steps of ``theirs``.
 
-        If there is a level above, both must have finished the same number of blocks. See
-        `Steering.lend` for the other errors.
+        A donor may have finished more blocks; its newer ones are left out, and each block stands at
+        the tick at which the session's own block ended. If there is a level above, both must have
+        finished the same number of blocks. See `Steering.lend` for the other errors.
+
+        Args:
+            mine: State of sessions.
+            theirs: State of their donors.
+            stands: Rows in which both have read equally many ticks. If the numbers of their blocks
+                differ, the donor's blocks are taken as they are and stand at their own ticks; the
+                unfinished block remains that of the session.
         """
-        if self.above is not None and (theirs.finished != mine.finished).any():
+        differs = stands & (theirs.finished != mine.finished)
+        finished = torch.where(differs, theirs.finished, mine.finished)
+        if self.above is not None and (theirs.finished != finished).any():
             raise UserError(
                 "With levels above the whole, a donor must have as many blocks as the session: it "
                 f"has {mine.finished.tolist()}, the donor {theirs.finished.tolist()}."
             )
+        ends = (theirs.published.end_tick, mine.published.end_tick)
         published = self.steering.lend(
             theirs.published,
             theirs.finished,
-            mine.published,
-            mine.finished,
+            mine.published._replace(end_tick=torch.where(differs[:, None], *ends)),
+            finished,
             self.whole.capacity // self.steps_a_block,
         )
         tower, above = deepcopy((theirs.tower, theirs.above))
-        return mine._replace(tower=tower, published=published, above=above)
+        return mine._replace(finished=finished, tower=tower, published=published, above=above)
 
     def advance(self, cut: Cut, state: LevelState) -> None:
         """Feed finished blocks of a session to the coarse tower, if there are any."""

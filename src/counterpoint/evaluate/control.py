@@ -52,18 +52,24 @@ class Control:
 
 @torch.no_grad()
 def control(
-    system: System, items: Sequence[Item], first: int, *, symbols: bool = False
+    system: System,
+    items: Sequence[Item],
+    first: int,
+    *,
+    symbols: bool = False,
+    donors: Sequence[int] | None = None,
 ) -> list[Control]:
-    """Let items go on from a tick under their own whole and under that of the next item.
+    """Let items go on from a tick under their own whole and under that of another item.
 
     Args:
         system: System that reads and writes bytes, in evaluation mode.
-        items: Items of one task. Those of equal length up to ``first`` are comparable; the donor of
-            the last item is the first one.
+        items: Items of one task. Those of equal length up to ``first`` are comparable.
         first: Number of ticks that are read before the exchange; the id that begins a document is
             the first of them.
         symbols: Whether the system has learned all symbols, so that those that are no answers are
             scored too.
+        donors: For each item, the number of the one whose whole it gets; by default it is the next
+            one, and the first one for the last.
 
     Returns:
         One result for each way that the system allows.
@@ -76,11 +82,12 @@ def control(
         replace(item, answers=tuple(one for one in item.answers if one.start >= first))
         for item in items
     ]
+    lent_by = torch.arange(len(items)).roll(-1) if donors is None else torch.tensor(donors)
     is_other = _other_symbols(late, targets, first)
     count = int(is_other.sum())
     found = []
     for way in WAYS:
-        scores = _exchanged(way, system, batch, first)
+        scores = _exchanged(way, system, batch, first, lent_by.to(targets.device))
         if scores is None:
             continue
         bits = [
@@ -90,7 +97,7 @@ def control(
         found.append(
             Control(
                 way=way,
-                answers=followed(late, targets, own, scores),
+                answers=followed(late, targets, own, scores, lent_by.tolist()),
                 own_symbol_bits=bits[0],
                 other_symbol_bits=bits[1],
                 num_symbols=count,
@@ -111,14 +118,16 @@ def _other_symbols(
     return wanted
 
 
-def _exchanged(way: Way, system: System, batch: Batch, first: int) -> Float[Tensor, "B T V"] | None:
-    """Return the scores of the part under the next row's whole; ``None`` if there is no such way.
+def _exchanged(
+    way: Way, system: System, batch: Batch, first: int, donors: Int[Tensor, " B"]
+) -> Float[Tensor, "B T V"] | None:
+    """Return the scores of the part under the donor's whole; ``None`` if there is no such way.
 
     Only the scores behind ticks from ``first`` on are those of the continuation.
     """
     part = system.layout.part.name
     if way == "prompt":
-        mixed = {name: _lent(ids, 0, first) for name, ids in batch.ticks.items()}
+        mixed = {name: _lent(ids, donors, 0, first) for name, ids in batch.ticks.items()}
         return system(replace(batch, ticks=mixed))[part]
     whole = label_stream(system.layout)
     if way == "text":
@@ -129,16 +138,16 @@ def _exchanged(way: Way, system: System, batch: Batch, first: int) -> Float[Tens
         first -= whole.period_ticks
         ticks = dict(batch.ticks)
         written = dict(batch.elements or batch.targets)
-        ticks[whole.name] = _lent(ticks[whole.name], first, length)
+        ticks[whole.name] = _lent(ticks[whole.name], donors, first, length)
         # What is written after a tick is read with the next one.
-        written[whole.name] = _lent(written[whole.name], first - 1, length)
+        written[whole.name] = _lent(written[whole.name], donors, first - 1, length)
         return system(replace(batch, ticks=ticks, elements=written))[part]
     if whole is not None:
         return None
     state = system.initial_state(len(batch.document_start))
     before = {name: ids[:, :first] for name, ids in batch.ticks.items()}
     hidden, state = system.read(before, state)
-    donor = map_state(lambda x: x.roll(-1, 0), state)
+    donor = map_state(lambda x: x[donors], state)
     try:
         state = system.swap(state, donor)
     except UserError:
@@ -148,8 +157,10 @@ def _exchanged(way: Way, system: System, batch: Batch, first: int) -> Float[Tens
     return part_scores(system, torch.cat((hidden, continued), 1))
 
 
-def _lent(ids: Int[Tensor, "B T *_K"], first: int, stop: int) -> Int[Tensor, "B T *_K"]:
-    """Return ids with those of the next row in some ticks."""
+def _lent(
+    ids: Int[Tensor, "B T *_K"], donors: Int[Tensor, " B"], first: int, stop: int
+) -> Int[Tensor, "B T *_K"]:
+    """Return ids with those of the donors in some ticks."""
     mixed = ids.clone()
-    mixed[:, first:stop] = ids.roll(-1, 0)[:, first:stop]
+    mixed[:, first:stop] = ids[donors, first:stop]
     return mixed

@@ -105,19 +105,25 @@ def followed(
     targets: Int[Tensor, "B T"],
     own: Float[Tensor, "B T V"],
     other: Float[Tensor, "B T V"],
+    donors: Sequence[int] | None = None,
 ) -> tuple[Followed, ...]:
-    """Compare the answers of items under their own whole and under that of the next item.
+    """Compare the answers of items under their own whole and under that of another item.
 
     Args:
-        items: Items; the donor of the last one is the first one.
+        items: Items.
         targets: Ids that follow each tick; only answers are read.
         own: Scores under the own whole.
-        other: Scores under the whole of the next item.
+        other: Scores under the whole of the donor.
+        donors: Number of each item's donor; by default it is the next item, and the first one for
+            the last.
     """
+    if donors is None:
+        donors = [*range(1, len(items)), 0]
     likeliest = [scores.argmax(-1).tolist() for scores in (own, other)]
     nats = [target_nats(scores, targets).tolist() for scores in (own, other)]
     kinds: dict[str, list[tuple[Any, ...]]] = {}
-    for row, (item, donor) in enumerate(zip(items, [*items[1:], items[0]], strict=True)):
+    for row, (item, lent_by) in enumerate(zip(items, donors, strict=True)):
+        donor = items[lent_by]
         for number, answer in enumerate(item.answers):
             ticks = slice(answer.start, answer.start + len(answer.text))
             given = ["".join(map(_symbol, ids[row][ticks])) for ids in likeliest]
@@ -125,6 +131,31 @@ def followed(
             told = (answer.text, _foreign(item, donor, number), *given, *paid)
             kinds.setdefault(answer.kind, []).append(told)
     return tuple(_summed(kind, rows) for kind, rows in sorted(kinds.items()))
+
+
+def merged(parts: Sequence[Followed]) -> Followed:
+    """Join the answers of one kind in several batches.
+
+    Args:
+        parts: One or more, with one answer or more each.
+    """
+
+    def mean(name: str, weights: Sequence[int]) -> float:
+        values = [getattr(one, name) for one in parts]
+        return sum(v * w for v, w in zip(values, weights, strict=True)) / max(sum(weights), 1)
+
+    counts = [one.num_answers for one in parts]
+    differing = [one.num_differing for one in parts]
+    return Followed(
+        kind=parts[0].kind,
+        num_answers=sum(counts),
+        own_bits=mean("own_bits", counts),
+        other_bits=mean("other_bits", counts),
+        right=mean("right", counts),
+        kept=mean("kept", counts),
+        obeyed=mean("obeyed", differing),
+        num_differing=sum(differing),
+    )
 
 
 def _foreign(item: Item, donor: Item, number: int) -> str:

@@ -1,6 +1,6 @@
 """Rollouts: what a model writes after prompts, with the elements that it chose in every stream."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ def roll_out(
     temperature: float = 1.0,
     most_ticks: int,
     end_id: int,
+    prefixes: Sequence[Prefix] | None = None,
+    given: Sequence[Ticks] | None = None,
 ) -> Rollouts:
     """Let a model continue prompts, each in a session of its own, in all its written streams.
 
@@ -34,17 +36,24 @@ def roll_out(
         prompts: Content of the written streams, one row each, at least one tick.
         seeds: Seed of each row.
         temperature: Divisor of the scores; 0 always takes the likeliest id.
-        most_ticks: Largest number of ticks that a row writes.
+        most_ticks: Largest number of ticks that a row writes, with those that it is given.
         end_id: Id of the part after which a row ends.
+        prefixes: The prompts if they have been read already; the state of a prefix may have been
+            changed since.
+        given: Content of some streams from tick 0 on, one row each. What goes beyond the prompt is
+            forced instead of chosen, except elements with an unset id.
     """
-    rows = [_Row(system, prompt, most_ticks, end_id) for prompt in prompts]
+    told = given or [{}] * len(prompts)
+    limits = (most_ticks, end_id)
+    rows = [_Row(system, *pair, *limits) for pair in zip(prompts, told, strict=True)]
     sessions = Sessions(system, len(rows), sliding=True)
-    prefix: Prefix | None = None
-    for number, (row, seed) in enumerate(zip(rows, seeds, strict=True)):
-        if prefix is None or prompts[number] is not prompts[number - 1]:
-            prefix = read_prefix(system, prompts[number])
+    read = _prefixes(system, prompts) if prefixes is None else prefixes
+    for number, (row, seed, prefix) in enumerate(zip(rows, seeds, read, strict=True)):
         sampling = Sampling(temperature=temperature, seed=seed)
-        session = sessions.start(number, sampling, prompt=prompts[number], prefix=prefix)
+        first = schedule.count_ticks(system.layout, prompts[number])
+        session = sessions.start(
+            number, sampling, prompt=prompts[number], prefix=prefix, given=row.given_in(first)
+        )
         row.first = session.first_said
         if session.opening is not None:
             row.note(session.opening)
@@ -55,12 +64,20 @@ def roll_out(
         if not sessions.running:
             break
         try:
-            frames = sessions.step()
+            frames = sessions.step(_forced(sessions, rows))
         except NoIdError as problem:
             frames = dict(problem.frames)
         for number, frame in frames.items():
             rows[number].note(frame)
     return _joined(system, rows, end_id)
+
+
+def _prefixes(system: System, prompts: Sequence[Ticks]) -> Iterator[Prefix]:
+    """Read prompts one by one; equal objects in a row are read once."""
+    for number, prompt in enumerate(prompts):
+        if not number or prompt is not prompts[number - 1]:
+            prefix = read_prefix(system, prompt)
+        yield prefix
 
 
 class _Row:
@@ -73,17 +90,31 @@ class _Row:
             written, the model had already written, and read, more of the other streams.
     """
 
-    def __init__(self, system: System, prompt: Ticks, most_ticks: int, end_id: int) -> None:
+    def __init__(
+        self, system: System, prompt: Ticks, given: Ticks, most_ticks: int, end_id: int
+    ) -> None:
         self.streams = {stream.name: stream for stream in system.layout.predicted}
         self.prompt = {name: prompt[name][0].tolist() for name in self.streams if name in prompt}
         self.first = schedule.count_ticks(system.layout, prompt)
         self.num_ticks = 0
         self.frames: list[Frame] = []
+        self._given = {name: ids[0].cpu() for name, ids in given.items()}
         self._has_ended = False
         self._most_ticks = most_ticks
         self._end_id = end_id
         self._part = system.layout.part.name
         self._num_after = schedule.latest_delay(system.layout)
+
+    def given_in(self, tick: int) -> dict[str, Tensor]:
+        """Return the elements that are forced in a tick."""
+        found = {}
+        for name, elements in self._given.items():
+            step = tick // self.streams[name].period_ticks
+            if not schedule.ends_step(self.streams[name], tick) or step >= len(elements):
+                continue
+            if bool((elements[step] != UNSET_ID).all()):
+                found[name] = elements[step]
+        return found
 
     def note(self, frame: Frame) -> None:
         """Store the next frame."""
@@ -106,6 +137,11 @@ class _Row:
             for number, frame in enumerate(self.frames)
             if name in frame
         ]
+
+
+def _forced(sessions: Sessions, rows: Sequence[_Row]) -> dict[int, dict[str, Tensor]]:
+    """Return what each running row is given in the tick that it writes next."""
+    return {row: rows[row].given_in(sessions[row].num_ticks + 1) for row in sessions.running}
 
 
 def _joined(system: System, rows: Sequence[_Row], end_id: int) -> Rollouts:

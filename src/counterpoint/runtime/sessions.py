@@ -133,6 +133,7 @@ class Sessions:
         twin: int | None = None,
         end_id: int | None = None,
         max_sampled: int | None = None,
+        given: Mapping[str, Codes] | None = None,
     ) -> Session:
         """Begin a new session in a row, whatever the row held before.
 
@@ -150,9 +151,11 @@ class Sessions:
             twin: A free row, needed for guidance: it reads the prompt as unset.
             end_id: Id after which the session ends, in models that write one id a tick.
             max_sampled: Number of ids after which it ends, in models that write one id a tick.
+            given: Ids that are forced in the first tick after a prompt, in models that hear
+                nothing; see `step`.
 
         Raises:
-            UserError: The rows, limits or prompt do not fit. Then nothing has changed.
+            UserError: The rows, limits, prompt or ids do not fit. Then nothing has changed.
             NoIdError: The scores after the prompt allow no id. The session has ended.
         """
         own = sampling_of(self.layout, sampling)
@@ -161,10 +164,34 @@ class Sessions:
         columns, num_prompt = check_prompt(self.layout, prompt, self._device)
         if prefix is not None:
             check_prefix(prefix, columns, num_prompt)
+        # After f ticks a session is given tick f + 1 of what it says.
+        told = parse_frame(self.layout, row, num_prompt - 1, given) if given else None
         self._release(row)
         self.system.wait()
-        session = Session(
-            sampling=own,
+        session = self._session(own, end_id, max_sampled, num_prompt, twin)
+        hidden = [self._prefill(row, columns, num_prompt, prefix)]
+        self._rows[row] = session
+        if twin is not None:
+            nothing = check_prompt(self.layout, unset(prompt), self._device)[0]
+            hidden.append(self._prefill(twin, nothing, num_prompt, None))
+            self._rows[twin] = session
+            self._leads[twin] = row
+        if told is not None:
+            self._queue.keep([(self._with_twins([row]), told)])
+        self._begin(row, [z for z in hidden if z is not None])
+        return session
+
+    def _session(
+        self,
+        sampling: FrameSampling,
+        end_id: int | None,
+        max_sampled: int | None,
+        num_prompt: int,
+        twin: int | None,
+    ) -> Session:
+        """Return a session that has read its prompt and written nothing; see `Session`."""
+        return Session(
+            sampling=sampling,
             end_id=end_id,
             max_sampled=max_sampled,
             num_prompt=num_prompt,
@@ -174,15 +201,6 @@ class Sessions:
             num_drawn=schedule.next_column(self.layout, num_prompt) if self._lead else 0,
             twin=twin,
         )
-        hidden = [self._prefill(row, columns, num_prompt, prefix)]
-        self._rows[row] = session
-        if twin is not None:
-            nothing = check_prompt(self.layout, unset(prompt), self._device)[0]
-            hidden.append(self._prefill(twin, nothing, num_prompt, None))
-            self._rows[twin] = session
-            self._leads[twin] = row
-        self._begin(row, [z for z in hidden if z is not None])
-        return session
 
     def _begin(self, row: int, hidden: Sequence[Float[Tensor, "1 D"]]) -> None:
         """Write the column after all that was read; if nothing was read, hear and say nothing."""

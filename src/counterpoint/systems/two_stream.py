@@ -449,11 +449,13 @@ class TwoStream(System, Level):
     def swap(self, state: TwoStreamState, donor: TwoStreamState) -> TwoStreamState:
         """Return the session ``state`` with a copy of the whole of ``donor`` in place of its own.
 
-        The donor must have finished at least as many blocks; its newer ones are left out. Each
-        block stands at the tick at which the session's own block ended. The donor's newest text
-        replaces the session's as well. See `Level.lent` for the errors.
+        A donor that has read as many ticks may have any number of blocks, except with recall, which
+        reads the session's own ticks again. Others need as many as the session or more; see
+        `Level.lent`. The donor's newest text replaces the session's as well.
         """
-        return state._replace(whole=self.lent(state.whole, donor.whole), text=deepcopy(donor.text))
+        stands = (state.position == donor.position) & (not state.whole.raw)
+        lent = self.lent(state.whole, donor.whole, stands)
+        return state._replace(whole=lent, text=deepcopy(donor.text))
 
     def tell(self, state: TwoStreamState, notes: Int[Tensor, "B K"]) -> None:
         """Replace the text of the whole that guides the part from now on.

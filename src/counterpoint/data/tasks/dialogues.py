@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -62,6 +62,10 @@ class Dialogues(ExactMatch):
     def num_scored(self, seed: int) -> int:
         """Return the number of dialogues that a seed scores; see `FiniteTask.num_scored`."""
         return len(self._scored(seed))
+
+    def learned_items(self) -> list[Item]:
+        """Return the items of all dialogues that are learned from."""
+        return [self._item(dialogue) for dialogue in self._read("learned")]
 
     @property
     def files(self) -> Mapping[str, Path]:
@@ -125,6 +129,50 @@ class Dialogues(ExactMatch):
         if name in ("learned", "tuned"):
             return _divided(str(self.files["train.jsonl"]))[name]
         return _dialogues(str(self.files[f"{name}.jsonl"]))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClosedActs(ExactMatch):
+    """Dialogues in which the bracket behind an act belongs to the answer.
+
+    A system that learns answers only then learns where an act ends, as it must if it is to write
+    acts by itself.
+
+    Attributes:
+        dialogues: The dialogues.
+    """
+
+    name: ClassVar[str] = "closed_acts"
+    primary: ClassVar[str] = "act"
+    dialogues: Dialogues
+
+    @property
+    def most_symbols(self) -> int:
+        """Largest number of symbols of an item; see `ScoredTask.most_symbols`."""
+        return self.dialogues.most
+
+    def item(self, seed: int, number: int) -> Item:
+        """Return an item; see `Dialogues.item`."""
+        return _closed(self.dialogues.item(seed, number))
+
+    def num_scored(self, seed: int) -> int:
+        """Return the number of dialogues that a seed scores; see `FiniteTask.num_scored`."""
+        return self.dialogues.num_scored(seed)
+
+    def learned_items(self) -> list[Item]:
+        """Return the items of all dialogues that are learned from."""
+        return [_closed(item) for item in self.dialogues.learned_items()]
+
+    def policies(self) -> Mapping[str, ItemPolicy]:
+        """Return the policy that knows the answers; see `ScoredTask.policies`."""
+        return {"oracle": lambda item, rng: dict(enumerate(one.text for one in item.answers))}
+
+
+def _closed(item: Item) -> Item:
+    answers = [
+        replace(one, text=one.text + "]") if one.kind == "act" else one for one in item.answers
+    ]
+    return replace(item, answers=tuple(answers))
 
 
 def _acts(turn: Mapping[str, Any]) -> str:

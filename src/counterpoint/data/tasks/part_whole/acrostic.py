@@ -113,6 +113,11 @@ class Acrostic(ExactMatch):
             "without the plan": without_plan,
         }
 
+    def lines(self, poem: str) -> list[str]:
+        """Return as many lines of a text as a poem has; those that are missing are empty."""
+        found = poem.split("\n")[: self.num_lines]
+        return found + [""] * (self.num_lines - len(found))
+
     def judge(self, item: Item, poem: str) -> dict[str, float]:
         """Return the scores of a poem that was written after the item's plan.
 
@@ -125,8 +130,7 @@ class Acrostic(ExactMatch):
         length = item.facts["length"]
         scheme = item.facts["scheme"]
         count = self.num_lines
-        lines = poem.split("\n")[:count]
-        lines += [""] * (count - len(lines))
+        lines = self.lines(poem)
         ends = [line[-2:] for line in lines]
         rhymes = [
             bool(ends[i])
