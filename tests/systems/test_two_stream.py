@@ -172,7 +172,7 @@ def test_swapped_session_equals_offline_with_the_other_whole(
 @torch.no_grad()
 def test_swapped_session_forgets_its_own_whole(lag: int, early: tuple[int, ...]) -> None:
     """Once the part windows have passed, only the new whole counts, at any lag."""
-    model, ids = build(lag, whole=tower(20, 2, 2, 9), boundary_ids=early), words(1, 61, 2)
+    model, ids = build(lag, whole=tower(20, 2, 2, 12), boundary_ids=early), words(1, 61, 2)
     _, mine = feed(model, ids[:, :22], model.initial_state(1))
     _, donor = feed(model, words(1, 23, 0), model.initial_state(1))
     logits, state = feed(model, ids[:, 22:], model.swap(mine, donor))

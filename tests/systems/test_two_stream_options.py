@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from counterpoint.blocks.boundaries import BoundariesConfig
+from counterpoint.blocks.ramp import RampConfig
 from counterpoint.blocks.recall import RecallConfig
 from counterpoint.config_json import decode, encode
 from counterpoint.errors import UserError
@@ -204,3 +205,32 @@ def test_shape_survives_json() -> None:
 def test_wholes_above_slots_cover_whole_blocks() -> None:
     streams = TwoStream(CONFIGS["two_stream"]["slots_apart_two_wholes"]).layout.by_role(Role.WHOLE)
     assert [stream.period_ticks for stream in streams] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("changes", "most"),
+    [
+        ({}, 1),
+        ({"part": tower(18, 3, 3, 6)}, 2),
+        ({"boundary_ids": tuple(range(VOCAB))}, 3),
+        ({"ramp": RampConfig(start_ticks=1)}, 3),
+    ],
+)
+@torch.no_grad()
+def test_rings_hold_the_blocks_that_a_chunk_can_end_and_no_more(
+    changes: dict[str, Any], most: int
+) -> None:
+    lag = 2
+    model = build(lag, **({"part": tower(18, 3, 3, 3)} | changes))
+    ids = random_ids(2, 40)
+    published = model.initial_state(2).whole.published
+    assert published.plan.shape[1] - 1 == lag + 1 + most
+    assert published.coarse.shape[1] - 1 == model.config.window_blocks + lag + 1 + most
+    whole = model(batch_of(ids))["part"]
+    for size in (1, 2, 3, 7, 40):
+        state = model.initial_state(2)
+        found = []
+        for chunk in ids.split(size, 1):
+            scores, state = feed(model, chunk, state)
+            found.append(scores)
+        same(torch.cat(found, 1), whole)

@@ -66,6 +66,10 @@ class Level(nn.Module):
             self.merge = nn.Linear(self.compressor.num_slots * width, whole_width, bias=False)
         nn.init.normal_(self.merge.weight, std=self.merge.in_features**-0.5)
         self.whole = Tower(config.whole, shared)
+        self._own_chunk_blocks = min(
+            self.whole.chunk_steps // self.steps_a_block,
+            -(-fine.chunk_steps // config.shortest_block),
+        )
         self.whole_norm = RMSNorm(whole_width)
         self.steering = Steering(
             fine,
@@ -123,10 +127,6 @@ class Level(nn.Module):
             if recall is None
             else (recall.initial_state(batch_size, self.num_raw_steps, num_blocks),),
         )
-
-    @property
-    def _own_chunk_blocks(self) -> int:
-        return self.whole.chunk_steps // self.steps_a_block
 
     def chunk_blocks(self) -> int:
         """Return the largest number of blocks that all rings can take from one chunk."""
@@ -307,7 +307,7 @@ class Level(nn.Module):
             theirs.finished,
             mine.published._replace(end_tick=torch.where(differs[:, None], *ends)),
             finished,
-            self.whole.capacity // self.steps_a_block,
+            min(self.whole.capacity // self.steps_a_block, theirs.published.coarse.shape[1] - 1),
         )
         tower, above = deepcopy((theirs.tower, theirs.above))
         return mine._replace(finished=finished, tower=tower, published=published, above=above)

@@ -95,6 +95,16 @@ class LevelConfig:
         return count_slots(self.compressor, self.block_ticks, self.num_slots)
 
     @property
+    def ends_early(self) -> bool:
+        """Whether blocks may end before they are full."""
+        return False
+
+    @property
+    def shortest_block(self) -> int:
+        """Smallest number of steps of the finer tower from the end of a block to the next end."""
+        return 1 if self.ends_early or self.ramp.start_ticks is not None else self.block_ticks
+
+    @property
     def coarse_width(self) -> int:
         """Features of what the coarse tower knows of a block: of all its steps together."""
         return self.whole.width * self.steps_a_block

@@ -355,8 +355,7 @@ class TwoStream(System, Level):
     @property
     def chunk_ticks(self) -> int:
         """Largest number of ticks that the rings can take at once; `read` cuts longer calls."""
-        shortest = 1 if self.config.ends_early else self.config.block_ticks
-        return min(self.part.chunk_steps, self.chunk_blocks() * shortest)
+        return min(self.part.chunk_steps, self.chunk_blocks() * self.config.shortest_block)
 
     def read(
         self, ticks: Ticks, state: TwoStreamState, lengths: Int[Tensor, " B"] | None = None
