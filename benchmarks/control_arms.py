@@ -7,6 +7,7 @@ from typing import cast
 from counterpoint.blocks.level_config import LevelConfig
 from counterpoint.blocks.notes import NotesConfig
 from counterpoint.data.tasks.items import Trained
+from counterpoint.recipes.compression import compression_arms, compression_system
 from counterpoint.recipes.part_whole import TRAINED_SHARE, arms, tower, two_stream
 from counterpoint.recipes.part_whole_real import (
     ALL_TICKS,
@@ -33,9 +34,10 @@ DIALOGUE_ROWS = 8
 
 
 def system_of(arm: str, task: str = "", trained: Trained = "answer") -> SystemConfig:
-    """Return the system of an arm of `part_whole` or of this file for a lane."""
+    """Return the system of an arm of `part_whole`, `compression` or this file for a lane."""
     known = arms(SHARES.get((task, trained), TRAINED_SHARE))
     systems: dict[str, SystemConfig] = {one.name: one.system for one in known}
+    systems |= {one.name: compression_system(one) for one in compression_arms()}
     if task == "dialogues":
         systems |= dialogue_systems(systems)
     return (systems | {"two_levels": TWO_LEVELS})[arm]
