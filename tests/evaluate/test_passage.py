@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from counterpoint.data.text.tokenizer import ByteTokenizer
-from counterpoint.evaluate.passage import continue_prompts, read_passage
+from counterpoint.errors import UserError
+from counterpoint.evaluate.passage import continue_prompts, exchange_whole, read_passage
 from counterpoint.evaluate.score import score
 from counterpoint.runtime.generate import generate
 from counterpoint.runtime.sampler import Sampling
+from counterpoint.runtime.sessions import Sessions
 from tests.evaluate.tiny import LENGTHS, deaf, single, two, units
 
 TOKENIZER = ByteTokenizer()
@@ -53,6 +55,17 @@ def test_passage_of_a_single_stream_has_bits_only() -> None:
 def test_passage_beyond_its_unit_is_refused() -> None:
     with pytest.raises(ValueError, match="must lie within its unit"):
         read_passage(two(), units()[1], TOKENIZER, first_tick=90, num_ticks=8)
+
+
+def test_a_text_with_fewer_blocks_is_refused_also_at_the_same_tick() -> None:
+    system = two(boundary_ids=(ord("a"),))
+    sessions = Sessions(system, 1, sliding=True)
+    sessions.start(0)
+    sessions.feed({0: list(b"abababababab")})
+    for text in (b"b" * 11, b"b" * 12):
+        with pytest.raises(UserError, match="as many blocks"):
+            exchange_whole(sessions, [list(text)])
+    exchange_whole(sessions, [list(b"b" * 48)])
 
 
 def test_continuations_differ_by_the_whole_alone() -> None:

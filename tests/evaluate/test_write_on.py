@@ -12,8 +12,9 @@ from counterpoint.data.tasks.part_whole.acrostic import Acrostic
 from counterpoint.data.tasks.source import label_stream
 from counterpoint.errors import UserError
 from counterpoint.evaluate.control import Way
-from counterpoint.evaluate.write_on import Beginning, pairs_of, write_both, write_on
+from counterpoint.evaluate.write_on import NEVER, Beginning, pairs_of, write_both, write_on
 from counterpoint.recipes.part_whole import part_whole
+from counterpoint.runtime.rollouts import _Row
 from counterpoint.systems import build_system
 from counterpoint.systems.contract import Choose, State, System
 
@@ -183,6 +184,15 @@ def test_an_exchange_at_another_tick_is_refused() -> None:
     for ticks in (0, PROMPT + 1):
         with pytest.raises(UserError, match="before the last given symbol"):
             Beginning(item=ITEMS[0], exchange_ticks=ticks, num_given=PROMPT)
+
+
+def test_a_frame_without_a_symbol_does_not_end_a_text() -> None:
+    """The first frames of a session may have no symbol yet."""
+    content = {"part": torch.tensor([[256]])}
+    row = _Row(_system("full"), content, content, 3, NEVER)
+    row.note({})
+    row.note({"part": torch.tensor([65])})
+    assert not row.is_complete
 
 
 def test_places_are_paired_with_the_next_one_of_their_kind_that_differs() -> None:

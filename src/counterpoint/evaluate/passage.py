@@ -201,6 +201,12 @@ def exchange_whole(sessions: Sessions, texts: Sequence[Sequence[int]]) -> None:
         if not wanting:
             break
         lenders.feed(wanting)
+    if any(short):  # such a donor would be taken as it stands if it had read as many ticks
+        raise UserError(
+            "A text whose whole is used must finish as many blocks as the session, "
+            f"{system.finished_blocks(sessions.state).tolist()}: got {lent.tolist()}. Give a "
+            "longer text."
+        )
     sessions.state = system.swap(sessions.state, lenders.state)
 
 

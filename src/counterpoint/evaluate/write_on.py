@@ -26,11 +26,11 @@ from counterpoint.evaluate.control import WAYS, Way
 from counterpoint.runtime.given import check_prompt
 from counterpoint.runtime.rollouts import roll_out
 from counterpoint.streams import schedule
-from counterpoint.streams.spec import Ticks
+from counterpoint.streams.spec import UNSET_ID, Ticks
 from counterpoint.systems.contract import Prefix, State, System, map_state
 
-NEVER = -1
-"""Id that no system writes, so that a text goes on until it is long enough."""
+NEVER = UNSET_ID - 1
+"""Id that no frame has, not even an empty one, so that a text goes on until it is long enough."""
 BATCH_TEXTS = 64
 """Number of texts that are written at once."""
 
