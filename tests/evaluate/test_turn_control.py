@@ -1,6 +1,7 @@
 """Acts of dialogues under the whole of another dialogue: pairs, counts and floors."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from counterpoint.data.tasks.dialogues import Dialogues, _closed
 from counterpoint.data.tasks.items import Item, WholeLabel, Writer
 from counterpoint.data.tasks.source import item_batch
 from counterpoint.errors import UserError
+from counterpoint.evaluate import turn_control, write_on
 from counterpoint.evaluate.control import control
 from counterpoint.evaluate.item_whole import Followed, merged
 from counterpoint.evaluate.turn_control import (
@@ -101,6 +103,29 @@ def test_an_untrained_system_obeys_nobody(arm: str, ways: list[str]) -> None:
         assert [cost.kind for cost in one.costs] == ["act", "said"]
         assert all(abs(cost.swap_delta) > 1e-4 for cost in one.costs)
         assert all(cost.num_answers == 3 for cost in one.costs)
+
+
+def test_the_exchange_comes_after_all_that_stands_before_the_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The id that begins a document and the symbols before the turn are read, and no others."""
+    seen: list[tuple[int, int]] = []
+    costed: list[int] = []
+
+    def write_both(system: System, beginnings: Any, *args: Any, **more: Any) -> Any:
+        seen.extend((one.exchange_ticks, one.num_given) for one in beginnings)
+        return write_on.write_both(system, beginnings, *args, **more)
+
+    def costs(system: System, items: Any, first: int, **more: Any) -> Any:
+        costed.append(first)
+        return control(system, items, first, **more)
+
+    monkeypatch.setattr(turn_control, "write_both", write_both)
+    monkeypatch.setattr(turn_control, "control", costs)
+    control_turns(_system("two_stream"), DIALOGUES)
+    before = len("U: Hello\n")
+    assert seen == [(1 + before, before + len("S ["))] * 3
+    assert costed == [1 + before]
 
 
 def test_a_system_that_says_what_its_whole_says_obeys_the_other_whole() -> None:
