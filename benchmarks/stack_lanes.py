@@ -19,7 +19,7 @@ from counterpoint.data.recorded import Recorded, record_once
 from counterpoint.data.tasks import items as task_items
 from counterpoint.data.tasks.dialogues import ClosedActs, Dialogues
 from counterpoint.data.tasks.items import HELD_OUT_SEED, Item, ScoredTask, Trained
-from counterpoint.data.tasks.named import named_task
+from counterpoint.data.tasks.named import data_digest, named_task
 from counterpoint.data.tasks.part_whole.acrostic import Acrostic
 from counterpoint.data.tasks.part_whole.logbook import Logbook
 from counterpoint.data.tasks.part_whole.navon import Navon
@@ -118,6 +118,14 @@ def form_of(task: str, data_folder: str = "") -> ScoredTask:
     return ClosedActs(dialogues=cast("Dialogues", named_task(REAL[task], data_folder)))
 
 
+def named_file(folder: Path, task: str, data_folder: str, rest: str) -> Path:
+    """Return the path of a file of a task; of one that reads data its name has their digest."""
+    if task in FORMS:
+        return folder / f"{task}-{rest}"
+    digest = data_digest(named_task(REAL[task], data_folder))
+    return folder / f"{task}-{digest[:12]}-{rest}"
+
+
 def recorded(
     folder: Path,
     task: str,
@@ -133,14 +141,15 @@ def recorded(
     if task in FORMS and data.num_ticks != ROW_TICKS:
         raise SystemExit(f"Rows must have {ROW_TICKS} ticks: {task} has {data.num_ticks}.")
     streams = "-".join(f"{one.name}{one.period_ticks}" for one in layout.predicted)
-    name = f"{task}-{trained}-{seed}-{train.num_steps}x{train.batch_rows}-{streams}.pt"
-    return record_once(data.batches(train.batch_rows, seed), train.num_steps, folder / name)
+    rest = f"{trained}-{seed}-{train.num_steps}x{train.batch_rows}-{streams}.pt"
+    path = named_file(folder, task, data_folder, rest)
+    return record_once(data.batches(train.batch_rows, seed), train.num_steps, path)
 
 
 @cache
 def scored_items(folder: Path, task: str, data_folder: str = "") -> tuple[Item, ...]:
     """Return the items on which a task is scored; they are made once."""
-    path = folder / f"{task}-items.pickle"
+    path = named_file(folder, task, data_folder, "items.pickle")
     if not path.exists():
         form = form_of(task, data_folder)
         items = tuple(task_items.scored_items(form, ITEMS_SEED, NUM_ITEMS))

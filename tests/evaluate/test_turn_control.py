@@ -200,6 +200,11 @@ def test_floors_are_counted_from_other_acts() -> None:
     }
 
 
+def test_floors_need_acts() -> None:
+    with pytest.raises(UserError, match="got none"):
+        turn_floors(paired_turns(DIALOGUES), [])
+
+
 def test_batches_are_merged_by_their_numbers_of_answers() -> None:
     first = Followed(
         kind="act", num_answers=3, own_bits=1, other_bits=2, right=1, kept=0, obeyed=1,

@@ -213,7 +213,7 @@ def test_wholes_above_slots_cover_whole_blocks() -> None:
         ({}, 1),
         ({"part": tower(18, 3, 3, 6)}, 2),
         ({"boundary_ids": tuple(range(VOCAB))}, 3),
-        ({"ramp": RampConfig(start_ticks=1)}, 3),
+        ({"ramp": RampConfig(start_ticks=1)}, 1),
     ],
 )
 @torch.no_grad()

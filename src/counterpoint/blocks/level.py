@@ -284,8 +284,8 @@ class Level(nn.Module):
         """Return the state ``mine`` with a copy of the coarse steps of ``theirs``.
 
         A donor may have finished more blocks; its newer ones are left out, and each block stands at
-        the tick at which the session's own block ended. If there is a level above, both must have
-        finished the same number of blocks. See `Steering.lend` for the other errors.
+        the tick at which the session's own block ended. If there is a level above, both must then
+        have finished the same number of blocks. See `Steering.lend` for the other errors.
 
         Args:
             mine: State of sessions.

@@ -101,8 +101,11 @@ class LevelConfig:
 
     @property
     def shortest_block(self) -> int:
-        """Smallest number of steps of the finer tower from the end of a block to the next end."""
-        return 1 if self.ends_early or self.ramp.start_ticks is not None else self.block_ticks
+        """Smallest number of steps of the finer tower from the end of a block to the next end.
+
+        A `ramp` shortens the blocks of whole rows in training, and no session has these.
+        """
+        return 1 if self.ends_early else self.block_ticks
 
     @property
     def coarse_width(self) -> int:

@@ -169,7 +169,12 @@ def turn_floors(pairs: TurnPairs, acts: Sequence[str]) -> dict[str, dict[str, fl
     Returns:
         For "most frequent", which always takes the most frequent act, and "chance", which draws an
         act of another dialogue, the expected shares "kept" and "obeyed".
+
+    Raises:
+        UserError: There are no acts.
     """
+    if not acts:
+        raise UserError("`acts` must be those of other dialogues, one or more: got none.")
     counts = Counter(acts)
     most = counts.most_common(1)[0][0]
     policies = {
