@@ -138,7 +138,7 @@ def _window_summary() -> SingleStreamConfig:
 
 def _strided() -> SingleStreamConfig:
     """Return an arm with a window and every third older tick, with the state size of two_stream."""
-    mixer = FarAttentionConfig(block_ticks=3, kept_blocks=187)
+    mixer = FarAttentionConfig(block_ticks=3, kept_blocks=97)
     return _single(replace(tower(56, 5, WINDOW, 200), mixer=mixer))
 
 
