@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import cast
 
 from control_arms import system_of, train_of
-from control_tables import KINDS, TIMES, length_table, poem_table, table, turn_table
+from control_tables import KINDS, TIMES, length_pairs, length_table, poem_table, table, turn_table
 from stack_lanes import (
     FORMS,
     ITEMS_SEED,
@@ -352,6 +352,7 @@ def main() -> None:
         help='such as "acrostic answer"; the first three by default',
     )
     parser.add_argument("--data", default="", help='folder of data for "dialogues answer"')
+    parser.add_argument("--pairs", nargs="+", default=[], help="OURS:THEIRS at the longest logs")
     parser.add_argument("--items", type=int, default=300, help="items that are continued")
     parser.add_argument("--long-items", type=int, default=200, help="logs of each length")
     parser.add_argument("--workers", type=int, default=1)
@@ -362,7 +363,7 @@ def main() -> None:
             if task != "dialogues":
                 kind = "first cell" if (task, trained) == ("navon", "all") else KINDS[task][0]
                 print(task, trained, *table(records, task, trained, kind), sep="\n")
-        print("by length", *length_table(records), sep="\n")
+        print("by length", *length_table(records), *length_pairs(records, args.pairs), sep="\n")
         print("dialogues", *turn_table(records), sep="\n")
         print("poems", *poem_table(records), sep="\n")
         print_floors(args, records)

@@ -4,10 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from itertools import product
 
+import numpy as np
 from stack_lanes import Record, interval
 
 from counterpoint.data.tasks.items import Trained
 from counterpoint.evaluate.poem_control import PoemScores
+from counterpoint.evaluate.report.grid_rows import ScoreCounts
+from counterpoint.evaluate.statistics import bootstrap_difference, holm
 
 KINDS = {
     "logbook": ("whole", "part"),
@@ -69,6 +72,29 @@ def length_table(records: Sequence[Record]) -> Iterator[str]:
             ]
             name = arm if key == "lengths" else f"{arm}, shorter window"
             yield f"| {name} | {' | '.join(shares)} | {cells[0][size] / 1000:.0f} |"
+
+
+def length_pairs(records: Sequence[Record], pairs: Sequence[str]) -> Iterator[str]:
+    """Yield the differences of arms at the longest logs, by Welch's test over seeds.
+
+    Args:
+        records: Records of lanes of `logbook`.
+        pairs: Pairs such as ``ours:theirs``, all of which Holm's correction counts.
+    """
+    own = [one for one in records if one["way"] == "prompt" and one["lengths"]]
+
+    def counts(arm: str) -> ScoreCounts:
+        shares = [[one["lengths"][-1]["whole"]] for one in own if one["arm"] == arm]
+        return np.array(shares), np.ones((len(shares), 1))
+
+    found = []
+    for pair in pairs:
+        ours, theirs = pair.split(":")
+        found.append(bootstrap_difference(counts(ours), counts(theirs)))
+    corrected = holm([p_value for _, p_value in found])
+    for pair, (gap, _), p_value in zip(pairs, found, corrected, strict=True):
+        ends = f"{100 * gap.value:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
+        yield f"| {pair} | {ends} | p = {p_value:.2g} after Holm |"
 
 
 def turn_table(records: Sequence[Record]) -> Iterator[str]:
