@@ -13,22 +13,10 @@ from counterpoint.evaluate.poem_control import (
     paired_poems,
     poem_floors,
 )
-from counterpoint.recipes.part_whole import part_whole
-from counterpoint.systems import build_system
-from counterpoint.systems.contract import System
+from tests.evaluate.arms import untrained_arm
 
 TASK = Acrostic(num_lines=4, filler=6, lengths=(4,))
 ITEMS = [TASK.item(0, number) for number in range(4)]
-
-
-def _system(arm: str) -> System:
-    config = next(one.system for one in part_whole().arms if one.name == arm)
-    system = build_system(config, 0).eval()
-    generator = torch.Generator().manual_seed(1)
-    for name, weight in system.named_parameters():
-        if name.endswith(("head.weight", "gate", "residual.weight")):
-            torch.nn.init.normal_(weight, std=0.3, generator=generator)
-    return system
 
 
 def _planned(word: str, scheme: str) -> Item:
@@ -65,7 +53,7 @@ def test_floors_are_those_of_faultless_poems() -> None:
 
 
 def test_a_system_that_has_learned_two_poems_obeys_the_plan_that_it_reads() -> None:
-    system = _system("full").train()
+    system = untrained_arm("full").train()
     batch = item_batch(ITEMS[:2], system.layout, "all")
     optimizer = torch.optim.Adam(system.parameters(), lr=1e-2)
     for _ in range(60):
@@ -94,4 +82,4 @@ def test_only_prompts_of_one_length_are_paired() -> None:
         assert len(one.facts["prompt"]) == len(other.facts["prompt"])
         assert one.facts["word"] != other.facts["word"]
     with pytest.raises(UserError, match="prompts of one length"):
-        control_poems(_system("full"), TASK, ITEMS[:1])
+        control_poems(untrained_arm("full"), TASK, ITEMS[:1])

@@ -19,9 +19,8 @@ from counterpoint.evaluate.turn_control import (
     turn_floors,
     turns_of,
 )
-from counterpoint.recipes.part_whole import part_whole
-from counterpoint.systems import build_system
 from counterpoint.systems.contract import System
+from tests.evaluate.arms import untrained_arm
 
 
 def _dialogue(*turns: tuple[str, str, str], intent: str = "Buy", closed: bool = False) -> Item:
@@ -46,16 +45,6 @@ DIALOGUES = [
     _dialogue(("Price", "OFFER", "Ten.")),
     _dialogue(("Too long", "INFORM", "Six.")),
 ]
-
-
-def _system(arm: str) -> System:
-    config = next(one.system for one in part_whole().arms if one.name == arm)
-    system = build_system(config, 0).eval()
-    generator = torch.Generator().manual_seed(1)
-    for name, weight in system.named_parameters():
-        if name.endswith(("head.weight", "gate", "residual.weight")):
-            torch.nn.init.normal_(weight, std=0.3, generator=generator)
-    return system
 
 
 def test_turns_are_the_acts_with_their_words() -> None:
@@ -88,14 +77,14 @@ def test_paired_turns_begin_at_one_tick_with_other_acts() -> None:
         assert turn.start == turns[donor].start == len("U: Hello\n")
         assert turn.act.text != turns[donor].act.text
     with pytest.raises(UserError, match="same tick"):
-        control_turns(_system("full"), DIALOGUES[2:])
+        control_turns(untrained_arm("full"), DIALOGUES[2:])
 
 
 @pytest.mark.parametrize(
     ("arm", "ways"), [("two_stream", ["swap", "prompt"]), ("full", ["prompt"])]
 )
 def test_an_untrained_system_obeys_nobody(arm: str, ways: list[str]) -> None:
-    found = control_turns(_system(arm), DIALOGUES)
+    found = control_turns(untrained_arm(arm), DIALOGUES)
     assert [one.way for one in found] == ways
     for one in found:
         assert one.num_pairs == one.num_dialogues == 3
@@ -122,7 +111,7 @@ def test_the_exchange_comes_after_all_that_stands_before_the_turn(
 
     monkeypatch.setattr(turn_control, "write_both", write_both)
     monkeypatch.setattr(turn_control, "control", costs)
-    control_turns(_system("two_stream"), DIALOGUES)
+    control_turns(untrained_arm("two_stream"), DIALOGUES)
     before = len("U: Hello\n")
     assert seen == [(1 + before, before + len("S ["))] * 3
     assert costed == [1 + before]
@@ -134,7 +123,7 @@ def test_a_system_that_says_what_its_whole_says_obeys_the_other_whole() -> None:
     for act, intent in (("OFFER", "Buy"), ("GOODBYE", "Sell"), ("OFFER", "Buy")):
         item = _dialogue(("Hello", act, "Bye."), closed=True)
         dialogues.append(replace(item, whole=(WholeLabel(1, intent),)))
-    system = _system("two_stream_text").train()
+    system = untrained_arm("two_stream_text").train()
     batch = item_batch(dialogues, system.layout)
     optimizer = torch.optim.Adam(system.parameters(), lr=1e-2)
     for _ in range(60):
@@ -158,7 +147,7 @@ def test_a_system_that_says_what_its_whole_says_obeys_the_other_whole() -> None:
 
 def test_a_system_that_reads_the_other_dialogue_pays_what_that_one_pays() -> None:
     """In the way "prompt" the true act costs what it costs after the other beginning."""
-    system = _system("full")
+    system = untrained_arm("full")
     pairs = paired_turns(DIALOGUES[:2])
     (one,) = control_turns(system, DIALOGUES[:2])
     mixed = []
@@ -175,14 +164,14 @@ def test_a_system_that_reads_the_other_dialogue_pays_what_that_one_pays() -> Non
 def test_the_whole_of_an_equal_dialogue_changes_nothing(arm: str) -> None:
     """Dialogues that differ in their acts only have the same beginnings and labels."""
     twins = [_dialogue(("Hello", act, "Bye.")) for act in ("OFFER", "GREET")]
-    for one in control_turns(_system(arm), twins):
+    for one in control_turns(untrained_arm(arm), twins):
         for cost in one.costs:
             assert cost.swap_delta == pytest.approx(0, abs=1e-4)
     foreign = [
         _dialogue(("Hello", act, "Bye."), intent=intent)
         for act, intent in (("OFFER", "Buy"), ("GREET", "Sell"))
     ]
-    for one in control_turns(_system(arm), foreign):
+    for one in control_turns(untrained_arm(arm), foreign):
         changed = any(abs(cost.swap_delta) > 1e-5 for cost in one.costs)
         assert changed == (one.way == "text")
 

@@ -13,10 +13,9 @@ from counterpoint.data.tasks.source import label_stream
 from counterpoint.errors import UserError
 from counterpoint.evaluate.control import Way
 from counterpoint.evaluate.write_on import NEVER, Beginning, pairs_of, write_both, write_on
-from counterpoint.recipes.part_whole import part_whole
 from counterpoint.runtime.rollouts import _Row
-from counterpoint.systems import build_system
 from counterpoint.systems.contract import Choose, State, System
+from tests.evaluate.arms import untrained_arm
 
 TASK = Acrostic(num_lines=4, filler=9, lengths=(4,))
 ITEMS = [TASK.item(0, number) for number in range(3)]
@@ -32,16 +31,6 @@ WAYS: dict[str, set[Way]] = {
 }
 
 
-def _system(arm: str) -> System:
-    config = next(one.system for one in part_whole().arms if one.name == arm)
-    system = build_system(config, 0).eval()
-    generator = torch.Generator().manual_seed(1)
-    for name, weight in system.named_parameters():
-        if name.endswith(("head.weight", "gate", "residual.weight")):
-            torch.nn.init.normal_(weight, std=0.3, generator=generator)
-    return system
-
-
 def _beginnings(items: list[Item]) -> list[Beginning]:
     return [Beginning(item=item, exchange_ticks=PROMPT, num_given=PROMPT) for item in items]
 
@@ -51,7 +40,7 @@ def _beginnings(items: list[Item]) -> list[Beginning]:
 def test_another_whole_changes_what_is_written_and_the_own_one_does_not(
     arm: str, temperature: float
 ) -> None:
-    system = _system(arm)
+    system = untrained_arm(arm)
     beginnings = _beginnings(ITEMS)
     found = {
         way: (own, other)
@@ -82,7 +71,7 @@ def test_another_whole_changes_what_is_written_and_the_own_one_does_not(
 def test_with_the_prompt_of_another_item_that_poem_is_written() -> None:
     """The last symbol of all prompts is the same, so nothing of the own item is read."""
     for arm in ("full", "two_stream", "hdlm"):
-        system = _system(arm)
+        system = untrained_arm(arm)
         found = {way: sides for way, *sides in write_both(
             system, _beginnings(ITEMS), NEXT, [7] * 3, temperature=1.0, most_symbols=9
         )}  # fmt: skip
@@ -91,7 +80,7 @@ def test_with_the_prompt_of_another_item_that_poem_is_written() -> None:
 
 
 def test_greedy_texts_are_those_that_forward_scores_highest() -> None:
-    system = _system("two_stream")
+    system = untrained_arm("two_stream")
     (text,) = write_on(system, _beginnings(ITEMS[:1]), [0], "swap", [0], most_symbols=6) or [""]
     ids = [256, *ITEMS[0].facts["prompt"].encode(), *text.encode("latin-1")]
     hidden, state = system.read({"part": torch.tensor([ids])}, system.initial_state(1))
@@ -131,7 +120,7 @@ def test_the_exchange_comes_before_the_last_given_symbol_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One tick is read under the other whole before the first symbol is written."""
-    system = _system("two_stream")
+    system = untrained_arm("two_stream")
     begin = Beginning(item=ITEMS[0], exchange_ticks=PROMPT, num_given=PROMPT)
     late = Beginning(item=ITEMS[1], exchange_ticks=PROMPT, num_given=PROMPT)
     assert begin.num_forced == 1
@@ -146,7 +135,7 @@ def test_the_exchange_comes_before_the_last_given_symbol_is_read(
 @pytest.mark.parametrize("arm", ["two_stream", "hdlm", "two_stream_text"])
 def test_symbols_after_the_exchange_are_given_and_then_the_system_writes(arm: str) -> None:
     """However late the exchange of a text with itself comes, the same text is written."""
-    system = _system(arm)
+    system = untrained_arm(arm)
     texts = [
         write_on(
             system,
@@ -163,7 +152,7 @@ def test_symbols_after_the_exchange_are_given_and_then_the_system_writes(arm: st
 
 def test_a_written_whole_is_given_the_words_of_the_donor() -> None:
     """Both texts differ in their labels alone, so only these can be followed."""
-    system = _system("two_stream_text")
+    system = untrained_arm("two_stream_text")
     first = ITEMS[0]
     foreign = replace(first, whole=tuple(replace(one, text="zzzz") for one in first.whole))
     own, other = (
@@ -180,7 +169,7 @@ def test_an_exchange_at_another_tick_is_refused() -> None:
     beginnings = _beginnings(ITEMS[:2])
     beginnings[1] = replace(beginnings[1], exchange_ticks=PROMPT - 1)
     with pytest.raises(UserError, match="at the tick of the exchange"):
-        write_on(_system("full"), beginnings, [1, 0], "prompt", [0, 0], most_symbols=1)
+        write_on(untrained_arm("full"), beginnings, [1, 0], "prompt", [0, 0], most_symbols=1)
     for ticks in (0, PROMPT + 1):
         with pytest.raises(UserError, match="before the last given symbol"):
             Beginning(item=ITEMS[0], exchange_ticks=ticks, num_given=PROMPT)
@@ -189,7 +178,7 @@ def test_an_exchange_at_another_tick_is_refused() -> None:
 def test_a_frame_without_a_symbol_does_not_end_a_text() -> None:
     """The first frames of a session may have no symbol yet."""
     content = {"part": torch.tensor([[256]])}
-    row = _Row(_system("full"), content, content, 3, NEVER)
+    row = _Row(untrained_arm("full"), content, content, 3, NEVER)
     row.note({})
     row.note({"part": torch.tensor([65])})
     assert not row.is_complete
