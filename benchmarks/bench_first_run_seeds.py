@@ -11,6 +11,9 @@ of a step are those of one thread, both arms in turns, and are measured once for
     python benchmarks/bench_first_run_seeds.py --out benchmarks/results/first_run_seeds.json
     python benchmarks/bench_first_run_seeds.py --equal-seconds --folder runs/first_run_seconds \
         --out benchmarks/results/first_run_seconds.json
+
+With ``--books FOLDER`` the text is that of `docs/results/books_controls_declared.json`: books by
+many authors, of which six are held out.
 """
 
 import argparse
@@ -42,6 +45,17 @@ from counterpoint.train.stop_signal import StopSignal
 AIM_PERCENT = -3.0
 TIMED_STEPS = 24
 UNTIMED_STEPS = 4
+NUM_SECTIONS = 24
+
+
+HELD_OUT_BOOKS = (
+    "Title: Captain Blood",
+    "Title: Essays",
+    "Title: Jo's Boys",
+    "Title: Lord of the World",
+    "Title: Philosophical Dictionary",
+    "Title: The Country of the Pointed Firs",
+)
 
 
 def evaluation(folder: Path) -> Evaluation:
@@ -91,6 +105,18 @@ def trainer(run: Run, study: Study) -> Trainer:
     return Trainer(system, data.batches(run.train.batch_rows, run.train.seed, 0, 1), run.train)
 
 
+def on_books(study: Study, folder: Path) -> Study:
+    """The study on a folder of books instead of the Bible."""
+    assert folder.is_dir(), f"--books must be a folder of texts; {folder} is none."
+    arms = (
+        replace(run, data=replace(run.data, source=f"folder:{folder}", held_out=HELD_OUT_BOOKS))
+        for run in study.arms
+    )
+    return replace(
+        study, arms=tuple(arms), evaluation=replace(study.evaluation, max_units=NUM_SECTIONS)
+    )
+
+
 def time_steps(study: Study, path: Path) -> dict[str, Any]:
     """Type of the products and processor seconds of a step of every arm; kept in a file."""
     if path.exists():
@@ -136,6 +162,8 @@ def equal_seconds(args: argparse.Namespace) -> dict[str, Any]:
     """Run what is missing, one seed after another, and compare the longer control."""
     torch.set_num_threads(1)
     study = replace(first_run(), minutes=None)
+    if args.books is not None:
+        study = on_books(study, args.books)
     timed = time_steps(study, args.folder / "step_seconds.json")
     seconds = timed["processor_seconds_a_step"]
     control, ours = of_type(study, timed["precision"]).arms
@@ -198,6 +226,7 @@ def main() -> None:
         default=[1.0],
         help="factors of the longer control's learning rates: an arm each",
     )
+    parser.add_argument("--books", type=Path, help="a folder of books; with --equal-seconds")
     parser.add_argument("--out")
     args = parser.parse_args()
     results = equal_seconds(args) if args.equal_seconds else equal_flops(args)

@@ -25,6 +25,14 @@ TWO_LEVELS = replace(
     levels=(LevelConfig(whole=tower(48, 1, 64), lower_layers=1, block_ticks=4, compressor="mean"),),
 )
 """The arm two_stream with a second level above its whole: a step for four words."""
+FAR_LAYERS = tower(64, 3, 8, 176)
+FAR = next(
+    compression_system(one) for one in compression_arms() if one.name == "fixed 8 attention 2"
+)
+FAR_SHARED = replace(
+    FAR, part=FAR_LAYERS, whole=replace(FAR_LAYERS, window=FAR.whole.window), shared_layers=True
+)
+"""The arm that reaches furthest with one stack of layers for both levels, at equal FLOPs."""
 SHARES = {("acrostic", "all"): 1.0, ("dialogues", "answer"): 0.45}
 """Shares of ticks that carry a loss, to which the weight of labels is matched (`part_whole`)."""
 LABEL_SYMBOLS = 24
@@ -40,7 +48,12 @@ def system_of(arm: str, task: str = "", trained: Trained = "answer") -> SystemCo
     systems |= {one.name: compression_system(one) for one in compression_arms()}
     if task == "dialogues":
         systems |= dialogue_systems(systems)
-    return (systems | {"two_levels": TWO_LEVELS})[arm]
+    own = {
+        "two_levels": TWO_LEVELS,
+        "far_shared": FAR_SHARED,
+        "far_untied": replace(FAR_SHARED, shared_layers=False),
+    }
+    return (systems | own)[arm]
 
 
 def dialogue_systems(systems: Mapping[str, SystemConfig]) -> dict[str, SystemConfig]:
