@@ -29,6 +29,7 @@ import torch
 from record import finish, quantile
 
 from counterpoint.data.source import Preparation
+from counterpoint.data.text.corpus import DataConfig, Folder
 from counterpoint.evaluate.results import Evaluation, load_evaluation
 from counterpoint.evaluate.statistics import Interval, bootstrap_ratio
 from counterpoint.evaluate.whole import WholeUse
@@ -108,12 +109,11 @@ def trainer(run: Run, study: Study) -> Trainer:
 def on_books(study: Study, folder: Path) -> Study:
     """The study on a folder of books instead of the Bible."""
     assert folder.is_dir(), f"--books must be a folder of texts; {folder} is none."
-    arms = (
-        replace(run, data=replace(run.data, source=f"folder:{folder}", held_out=HELD_OUT_BOOKS))
-        for run in study.arms
-    )
+    books = DataConfig(source=Folder(str(folder)), row_ticks=1024, held_out=HELD_OUT_BOOKS)
     return replace(
-        study, arms=tuple(arms), evaluation=replace(study.evaluation, max_units=NUM_SECTIONS)
+        study,
+        arms=tuple(replace(run, data=books) for run in study.arms),
+        evaluation=replace(study.evaluation, max_units=NUM_SECTIONS),
     )
 
 

@@ -14,6 +14,10 @@ class UserError(ValueError):
     """
 
 
+class NoCoarsePastError(UserError):
+    """A system keeps no coarse past that could be exchanged; see `System.swap`."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a sentence that names what was probably meant; empty if there are no candidates."""
     found = get_close_matches(name, list(known), n=1, cutoff=0)

@@ -55,6 +55,14 @@ def test_a_foreign_whole_changes_answers_and_an_equal_one_does_not(arm: str) -> 
             assert answer.num_differing == 0
 
 
+def test_a_donor_that_does_not_fit_is_told_and_the_other_ways_are_left() -> None:
+    config = next(one.system for one in part_whole().arms if one.name == "two_stream_recall")
+    other_ends = (Item("ab cd ef", ()), Item("abcd ef ", ()))
+    with pytest.warns(UserWarning, match="'swap' is left out for all items: .*donor"):
+        found = control(build_system(config, 0).eval(), other_ends, 5, symbols=True)
+    assert [one.way for one in found] == ["prompt"]
+
+
 def test_with_another_prompt_an_item_goes_on_as_if_it_had_begun_so() -> None:
     system = _system("full")
     first, second = _items(2)

@@ -1,15 +1,20 @@
 """Every system on a GPU: offline, live and in training, beside the same on the CPU."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
+from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.runtime.engine import Engine
 from counterpoint.runtime.sampler import Sampling
 from counterpoint.runtime.sessions import Sessions
+from counterpoint.runtime.simultaneous import Simultaneous
 from counterpoint.systems.contract import System, state_tensors
+from counterpoint.systems.two_stream import TwoStream, TwoStreamConfig
 from tests.systems.contract_models import CONFIGS, batch_of, build, random_ticks
 from tests.systems.scoring import extend
 
@@ -109,3 +114,31 @@ def test_a_run_learns_in_bfloat16_and_goes_on(tmp_path: Path) -> None:
         config = TrainConfig(num_steps=steps, batch_rows=4, precision="bfloat16")
         losses.append(train(system, Letters(), config, tmp_path).loss)
     assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize("worker", ["thread", "stream"])
+@torch.no_grad()
+def test_a_whole_in_a_stream_of_its_own_gives_the_same(worker: Literal["thread", "stream"]) -> None:
+    """Large towers, so that kernels of both are in flight at once."""
+    tower = TowerConfig(width=512, num_layers=8, num_heads=8, mlp_hidden=2048, window=64)
+    torch.manual_seed(0)
+    system = TwoStream(
+        TwoStreamConfig(
+            part=replace(tower, num_layers=4),
+            whole=tower,
+            lower_layers=1,
+            lag_blocks=1,
+            block_ticks=4,
+        )
+    )
+    system = system.cuda().eval()
+    ids = torch.randint(256, (4, 400), device="cuda")
+    expected_state = system.initial_state(4)
+    with Simultaneous(system, worker=worker) as simultaneous:
+        state = simultaneous.initial_state(4)
+        for tick in range(400):
+            piece = {"part": ids[:, tick : tick + 1]}
+            found, state = simultaneous.read(piece, state)
+            expected, expected_state = system.read(piece, expected_state)
+            assert torch.equal(found, expected), tick
+        assert simultaneous.num_jobs == 100

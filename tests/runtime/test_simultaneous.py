@@ -12,7 +12,7 @@ from torch import Tensor
 from counterpoint.blocks.level_config import LevelConfig
 from counterpoint.blocks.recall import RecallConfig
 from counterpoint.errors import UserError
-from counterpoint.runtime.beside import InProcess, InThread
+from counterpoint.runtime.beside import InProcess, InStream, InThread
 from counterpoint.runtime.compiled import compile_ticks
 from counterpoint.runtime.generate import generate
 from counterpoint.runtime.sampler import Sampling
@@ -267,6 +267,82 @@ def test_a_compiled_model_is_refused_for_a_process() -> None:
     compile_ticks(system)
     with pytest.raises(UserError, match="compiled model cannot be sent"):
         Simultaneous(system, worker="process")
+
+
+def test_a_stream_is_refused_without_a_cuda_device() -> None:
+    with pytest.raises(UserError, match="CUDA device only: this model is on cpu"):
+        Simultaneous(tiny.two_stream(1), worker="stream")
+
+
+class Stream:
+    """A CUDA stream that notes what is asked of it."""
+
+    def __init__(self, name: str, notes: list[str]) -> None:
+        self.name, self.notes = name, notes
+
+    def record_event(self) -> "Event":
+        return Event("begun", self.notes).record(self)
+
+    def wait_event(self, event: "Event") -> None:
+        self.notes.append(f"{self.name} waits for {event.name}")
+
+    def synchronize(self) -> None:
+        self.notes.append(f"{self.name} ends")
+
+    def __enter__(self) -> None:
+        self.notes.append(f"into {self.name}")
+
+    def __exit__(self, *error: object) -> None:
+        self.notes.append(f"out of {self.name}")
+
+
+class Event:
+    """A CUDA event that notes where it is recorded."""
+
+    def __init__(self, name: str, notes: list[str]) -> None:
+        self.name, self.notes = name, notes
+
+    def record(self, stream: Stream) -> "Event":
+        self.notes.append(f"{stream.name} records {self.name}")
+        return self
+
+    def query(self) -> bool:
+        return False
+
+
+def test_streams_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of what is queued, without a GPU; `tests/gpu` compares results on one."""
+    notes: list[str] = []
+    caller = Stream("caller", notes)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("whole", notes))
+    monkeypatch.setattr(torch.cuda, "Event", lambda: Event("done", notes))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: caller)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+
+    class System:
+        device = torch.device("cuda")
+
+        def read_whole_tower(self, lower: Any, state: Any) -> None:
+            notes.append(f"reads {state}")
+
+    class Lower:
+        x = torch.zeros(1)
+
+    worker = InStream(System(), 1)
+    job = worker.submit(Lower(), "rings")
+    job.result()
+    assert not job.done()  # the thread has queued its kernels, and they still run
+    worker.close()
+    assert notes == [
+        "caller records begun",
+        "into whole",
+        "whole waits for begun",
+        "reads rings",
+        "whole records done",
+        "out of whole",
+        "caller waits for done",
+        "whole ends",
+    ]
 
 
 def test_model_without_lag_is_refused() -> None:

@@ -10,6 +10,7 @@ The last way is no edit, but shows what a system answers if it has read the othe
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -20,12 +21,12 @@ from torch import Tensor
 
 from counterpoint.data.tasks.items import Item
 from counterpoint.data.tasks.source import item_batch, label_stream
-from counterpoint.errors import UserError
+from counterpoint.errors import NoCoarsePastError, UserError
 from counterpoint.evaluate.item_whole import Followed, followed
 from counterpoint.evaluate.score import part_scores, target_nats
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import Ticks
-from counterpoint.systems.contract import System, map_state
+from counterpoint.systems.contract import State, System, map_state
 
 Way = Literal["swap", "text", "prompt"]
 WAYS: tuple[Way, ...] = ("swap", "text", "prompt")
@@ -147,14 +148,27 @@ def _exchanged(
     state = system.initial_state(len(batch.document_start))
     before = {name: ids[:, :first] for name, ids in batch.ticks.items()}
     hidden, state = system.read(before, state)
-    donor = map_state(lambda x: x[donors], state)
-    try:
-        state = system.swap(state, donor)
-    except UserError:
+    swapped = swapped_or_none(system, state, map_state(lambda x: x[donors], state))
+    if swapped is None:
         return None
     after: Ticks = {name: ids[:, first:] for name, ids in batch.ticks.items()}
-    continued, _ = system.read(after, state)
+    continued, _ = system.read(after, swapped)
     return part_scores(system, torch.cat((hidden, continued), 1))
+
+
+def swapped_or_none(system: System, state: State, donor: State) -> State | None:
+    """Return sessions with the coarse past of others; ``None`` if that is not possible.
+
+    A system that keeps no coarse past is left out in silence. If it keeps one and a single row
+    cannot get another's, all rows are left out with a warning.
+    """
+    try:
+        return system.swap(state, donor)
+    except NoCoarsePastError:
+        return None
+    except UserError as problem:
+        warnings.warn(f"The way 'swap' is left out for all items: {problem}", stacklevel=2)
+        return None
 
 
 def _lent(

@@ -168,7 +168,7 @@ def judged(
         (line[:1], mine, theirs)
         for item, lender, poem in zip(items, others, poems, strict=True)
         for line, mine, theirs in zip(
-            task.lines(poem), item.facts["word"], lender.facts["word"], strict=True
+            task.lines(item, poem), item.facts["word"], lender.facts["word"], strict=True
         )
         if mine != theirs
     ]

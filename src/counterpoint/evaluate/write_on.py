@@ -22,7 +22,7 @@ from counterpoint.data.tasks.prompts import written_text
 from counterpoint.data.tasks.source import label_stream, labels
 from counterpoint.data.text.tokenizer import ByteTokenizer
 from counterpoint.errors import UserError
-from counterpoint.evaluate.control import WAYS, Way
+from counterpoint.evaluate.control import WAYS, Way, swapped_or_none
 from counterpoint.runtime.given import check_prompt
 from counterpoint.runtime.rollouts import roll_out
 from counterpoint.streams import schedule
@@ -298,10 +298,8 @@ def _exchanged(
     read = _read(system, given, ticks)
     if way != "swap":
         return read
-    try:
-        return read._replace(state=system.swap(read.state, _read(system, lent, ticks).state))
-    except UserError:
-        return None
+    state = swapped_or_none(system, read.state, _read(system, lent, ticks).state)
+    return None if state is None else read._replace(state=state)
 
 
 def _read(system: System, given: Sequence[Ticks], ticks: Sequence[int]) -> _Read:

@@ -75,6 +75,66 @@ class InThread:
         self._worker.shutdown()
 
 
+class InStream:
+    """A whole tower in a thread and a CUDA stream of its own, so that both towers' kernels overlap.
+
+    Its kernels begin when those that the caller has queued before are done, and what the caller
+    queues after `Job.result` waits for them.
+
+    Args:
+        system: A staged system on a GPU; see `counterpoint.runtime.simultaneous.Staged`.
+        num_threads: Number of threads inside its operations on the CPU.
+
+    Raises:
+        UserError: The system is on another device.
+    """
+
+    def __init__(self, system: Any, num_threads: int) -> None:
+        if system.device.type != "cuda":
+            raise UserError(
+                "A whole tower has a stream of its own on a CUDA device only: this model is on "
+                f"{system.device}. Use a thread or a process."
+            )
+        self._system = system
+        self._thread = InThread(self, num_threads)
+        self._stream = torch.cuda.Stream(system.device)
+
+    def submit(self, lower: Any, state: State) -> Job:
+        """Give a chunk to the whole tower."""
+        begun = torch.cuda.current_stream(lower.x.device).record_event()
+        done = torch.cuda.Event()
+        return _Streamed(self._thread.submit(lower, (state, begun, done)), done)
+
+    def read_whole_tower(self, lower: Any, state: tuple[State, Any, Any]) -> None:
+        """Queue the kernels of a chunk; called in the thread."""
+        own, begun, done = state
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(begun)
+            try:
+                self._system.read_whole_tower(lower, own)
+            finally:
+                done.record(self._stream)
+
+    def close(self) -> None:
+        """End the thread when its last job is done."""
+        self._thread.close()
+        self._stream.synchronize()
+
+
+class _Streamed(NamedTuple):
+    """A job whose kernels may still run when the thread has queued them."""
+
+    queued: Job
+    finished: Any
+
+    def done(self) -> bool:
+        return self.queued.done() and bool(self.finished.query())
+
+    def result(self) -> None:
+        self.queued.result()
+        torch.cuda.current_stream().wait_event(self.finished)
+
+
 class InProcess:
     """A whole tower in a process of its own, which shares the weights and the rings of the state.
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from counterpoint.errors import UserError
-from counterpoint.runtime.beside import InProcess, InThread, Job
+from counterpoint.runtime.beside import InProcess, InStream, InThread, Job
 from counterpoint.runtime.session import Streaming
 from counterpoint.streams.spec import Ticks
 from counterpoint.systems.contract import Choose, State, System
@@ -73,11 +73,11 @@ class Simultaneous:
     misses, the result equals that of `TwoStream.read` on the same chunks bit for bit; there are no
     gradients. The worker takes over the caller's inference mode and autocast.
 
-    The worker is a thread or a process. Threads share Python's global lock, which a small model
-    holds most of the time, so a second thread makes its ticks slower. A process has a lock of its
-    own; weights and rings lie in memory that both read, and only finished blocks are sent. It
-    takes seconds to start, needs a model on the CPU that is not compiled, and does not see changes
-    of the model's modules.
+    The worker is a thread, a process, or a thread with a CUDA stream of its own. Threads share
+    Python's global lock, which a small model holds most of the time, so a second thread makes its
+    ticks slower. A process has a lock of its own; weights and rings lie in memory that both read,
+    and only finished blocks are sent. It takes seconds to start, needs a model on the CPU that is
+    not compiled, and does not see changes of the model's modules.
 
     An instance serves the sessions of one batch and one state at a time; a new initial state ends
     the use of the one before. Code that reads or changes the whole of a state between two calls
@@ -85,13 +85,15 @@ class Simultaneous:
 
     Torch counts the threads inside operations separately for every thread: the worker uses
     ``num_threads``, and the caller keeps its own number. Together they should not exceed the number
-    of cores, so call ``torch.set_num_threads`` with the rest. On a GPU both towers share one queue:
-    the result is the same, and so is the time.
+    of cores, so call ``torch.set_num_threads`` with the rest. On a GPU a thread shares the queue of
+    the part tower: the result is the same, and so is the time. With a stream both towers' kernels
+    may overlap; this was not tried on a GPU yet, so nothing chooses it by itself.
 
     Args:
         system: The model, with ``lag_blocks >= 1``.
         num_threads: Number of threads inside operations of the whole tower.
-        worker: Whether the whole tower has a thread or a process of its own.
+        worker: Whether the whole tower has a thread or a process of its own, or a thread with a
+            CUDA stream of its own.
 
     Attributes:
         num_jobs: Number of chunks with finished blocks that were given to the whole tower.
@@ -99,14 +101,14 @@ class Simultaneous:
 
     Raises:
         UserError: The model has no lag, so the part tower always needs the newest block at once; or
-            a process cannot run it.
+            a process or a stream cannot run it.
     """
 
     def __init__(
         self,
         system: Staged,
         num_threads: int = 1,
-        worker: Literal["thread", "process"] = "thread",
+        worker: Literal["thread", "process", "stream"] = "thread",
     ) -> None:
         if system.usable_blocks < 2:
             raise UserError(
@@ -119,8 +121,12 @@ class Simultaneous:
         self.num_jobs = 0
         self.num_misses = 0
         self._jobs: deque[_Given] = deque()
-        kind = InThread if worker == "thread" else InProcess
-        self._worker: InThread | InProcess = kind(system, num_threads)
+        kinds: dict[str, type[InThread | InProcess | InStream]] = {
+            "thread": InThread,
+            "process": InProcess,
+            "stream": InStream,
+        }
+        self._worker = kinds[worker](system, num_threads)
 
     def initial_state(self, batch_size: int) -> State:
         """Return the state before the first tick; see `System.initial_state`."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from counterpoint.blocks.loss_sums import Losses, LossSums, stream_loss
 from counterpoint.blocks.transformer import Layer
-from counterpoint.errors import UserError
+from counterpoint.errors import NoCoarsePastError, UserError
 from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID, Layout, Ticks
@@ -339,10 +339,10 @@ class System(nn.Module, ABC):
         ids for its stream instead.
 
         Raises:
-            UserError: The system keeps no coarse past apart from its part, or the donor's does not
-                fit; see `check_same_tick`.
+            NoCoarsePastError: The system keeps no coarse past apart from its part.
+            UserError: The donor's does not fit; see `check_same_tick`.
         """
-        raise UserError(
+        raise NoCoarsePastError(
             "Only a coarse past that is kept apart from the part can be exchanged: "
             f"{type(self).__name__} keeps none. Give it another prompt, or other ids for the "
             "stream of its whole if it writes one."

@@ -22,6 +22,7 @@ from counterpoint.data.tasks.exported import (
     write_folder,
 )
 from counterpoint.data.tasks.part_whole import TASKS
+from counterpoint.data.tasks.part_whole.acrostic import Acrostic
 from counterpoint.errors import UserError
 from counterpoint.files import write_json_lines
 
@@ -89,6 +90,29 @@ def test_the_scorer_works_where_the_library_is_not(folder: Path, tmp_path: Path)
     assert scores["book_lm"]["other minus own"]["value"] == pytest.approx(
         0.5 * scores["book_lm"]["own"]["value"]
     )
+
+
+def test_a_poem_that_a_model_has_written_is_scored_by_its_plan() -> None:
+    """Half of the poems are their own, and half are those of the item before."""
+    task = Acrostic()
+    told = list(lines(task, 20))
+    items = [task.item(EXPORT_SEED, number) for number in range(20)]
+    poems = []
+    answers = []
+    for number in range(len(told)):
+        lender = told[number - number % 2]
+        poems.append(lender["text"][lender["plan"]["start"] :])
+        answers.append({"task": "acrostic", "id": number, "answers": [], "poem": poems[-1]})
+    found = scoring.score(told, answers)["acrostic"]
+    judged = [task.judge(item, poem) for item, poem in zip(items, poems, strict=True)]
+    assert 0.5 < found["poem, acrostic"]["value"] < 0.65
+    for name in ("acrostic", "rhyme", "length"):
+        mean = sum(one[name] for one in judged) / len(judged)
+        assert found[f"poem, {name}"]["value"] == pytest.approx(mean)
+    assert found["poem, violations"]["value"] == 0
+    assert found["poem, written"]["value"] == 1
+    answers[3]["poem"] = ""
+    assert scoring.score(told, answers)["acrostic"]["poem, written"]["value"] == 0.95
 
 
 def test_costs_are_compared_document_by_document() -> None:
@@ -279,6 +303,11 @@ def test_lm_eval_runs_the_group(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         ({"text": "ab", "contexts": {}, "names": []}, {"nats": [1.0]}, '`nats`, such as {"own"'),
         ({"text": "ab", "contexts": {}, "names": []}, {}, '`nats`, such as {"own"'),
         ({"right": ["a"], "wrong": ["b"], "kind": "k"}, {"losses": [1.0]}, "`losses`, two numbers"),
+        (
+            {"text": "ab", "answers": [], "plan": {"start": 1, "letters": ["b"], "length": 2}},
+            {"answers": [], "poem": 3},
+            "`poem`, a text",
+        ),
         (
             {"text": "ab", "answers": [{"kind": "k", "text": "b"}]},
             {"answers": 3},

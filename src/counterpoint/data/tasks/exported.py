@@ -16,6 +16,7 @@ from counterpoint.data.tasks.books import BookLines, ContextText, Passages, Text
 from counterpoint.data.tasks.items import REPORTED_SEED, AnyTask, Item, ItemAnswer
 from counterpoint.data.tasks.named import REAL, named_task
 from counterpoint.data.tasks.part_whole import TASKS
+from counterpoint.data.tasks.part_whole.acrostic import Acrostic
 from counterpoint.errors import UserError
 from counterpoint.files import read_json_lines, write_json_lines, write_text
 
@@ -43,11 +44,14 @@ def all_tasks(data_folder: str = "") -> dict[str, AnyTask]:
 def lines(task: AnyTask, num_lines: int, seed: int = EXPORT_SEED) -> Iterator[dict[str, Any]]:
     """Yield the lines of a task: items 0 to ``num_lines - 1`` of a seed."""
     for number in range(num_lines):
-        item = asdict(task.item(seed, number))
-        item.pop("facts", None)
+        item = task.item(seed, number)
+        fields = asdict(item)
+        fields.pop("facts", None)
+        if isinstance(task, Acrostic) and isinstance(item, Item):
+            fields["plan"] = task.plan(item)
         scoring_rules = dict(getattr(task, "scoring", {}))
         head = {"task": task.name, "id": number, "primary": task.primary}
-        yield head | scoring_rules | item
+        yield head | scoring_rules | fields
 
 
 def write_folder(

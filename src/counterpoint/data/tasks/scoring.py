@@ -7,7 +7,8 @@ FOLDER holds the tasks, one .jsonl file each. A line of ANSWERS.jsonl has the ``
 
 - to a line with ``answers`` (kind, start, text): ``answers``, a list of as many texts. The prompt
   of each is ``text[:start]`` of the line, which contains the right answers before it; optionally
-  also ``nats``, the negative log likelihood of each right answer.
+  also ``nats``, the negative log likelihood of each right answer. If the line has a ``plan``,
+  optionally also ``poem``, what the model itself has written after ``text[:plan["start"]]``.
 - to a line with ``right`` and ``wrong`` texts: ``losses``, two numbers: the total loss of the texts
   of each list, such as the sum of their negative log likelihoods.
 - to a line with ``contexts``: ``nats``, the negative log likelihood of ``text`` after each context,
@@ -25,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 NUM_RESAMPLES = 1000
+VOWELS = "aeiou"
+CONSONANTS = "bcdfghjklmnpqrstvwxyz"
 Parts = dict[str, tuple[float, float]]
 """Numerator and denominator of a line, by score; a score is the ratio of their sums."""
 
@@ -57,6 +60,7 @@ def score(
 
 
 _FORMS = {
+    "plan": "`answers`, a list of texts, and perhaps `nats`, numbers, and `poem`, a text",
     "answers": "`answers`, a list of texts, and perhaps `nats`, a list of numbers",
     "contexts": '`nats`, such as {"own": 1.5, "other": 2.5, "absent": 3.5}',
     "right": "`losses`, two numbers: of the right texts, and of the wrong ones",
@@ -80,7 +84,11 @@ def _checked(line: Mapping[str, Any], answer: Mapping[str, Any]) -> Parts:
 def parts_of(line: Mapping[str, Any], answer: Mapping[str, Any]) -> Parts:
     """Return the numerator and denominator of every score of a line, from the answer to it."""
     if "answers" in line:
-        return _right(line, answer) | _answer_bits(line, answer.get("nats"))
+        parts = _right(line, answer) | _answer_bits(line, answer.get("nats"))
+        if "plan" in line and "poem" in answer:
+            judged = judge_poem(line["plan"], answer["poem"])
+            parts |= {f"poem, {name}": value for name, value in judged.items()}
+        return parts
     return _costs(line, answer) if "contexts" in line else _choice(line, answer["losses"])
 
 
@@ -105,6 +113,54 @@ def _answer_bits(line: Mapping[str, Any], nats: list[float] | None) -> Parts:
         {f"bits, {one['kind']}": (paid / math.log(2), float(len(one["text"].encode())))}
         for one, paid in zip(line["answers"], nats or [], strict=False)
     )
+
+
+def lines_of(plan: Mapping[str, Any], poem: str) -> list[str]:
+    """Return as many lines of a text as a plan asks for; those that are missing are empty."""
+    count = len(plan["letters"])
+    found = poem.split("\n")[:count]
+    return found + [""] * (count - len(found))
+
+
+def judge_poem(plan: Mapping[str, Any], poem: str) -> Parts:
+    """Return the parts of the scores of a poem that was written after a plan.
+
+    Args:
+        plan: First ``letters`` of all lines, ``rhymes`` of a stanza of four lines such as "ABBA",
+            and ``length``, the number of letters of a line.
+        poem: What was written; what follows the last line that was asked for does not count.
+
+    Returns:
+        Of all lines: "acrostic", those with the right first letter, "rhyme", those that rhyme as
+        the plan says with all lines of their stanza, "length", those with the right length, and
+        "written", those that are not empty; and "violations", the letters of each 100 that are no
+        consonant at an even place or no vowel at an odd one.
+    """
+    lines = lines_of(plan, poem)
+    count = len(lines)
+    ends = [line[-2:] for line in lines]
+    rhymes = plan["rhymes"]
+    rhyming = [
+        bool(ends[i])
+        and all(
+            (ends[i] == ends[j]) == (rhymes[i % 4] == rhymes[j % 4])
+            for j in range(i // 4 * 4, i // 4 * 4 + 4)
+        )
+        for i in range(count)
+    ]
+    broken = sum(
+        symbol not in (VOWELS if place % 2 else CONSONANTS)
+        for line in lines
+        for place, symbol in enumerate(line)
+    )
+    begun = sum(line[:1] == letter for line, letter in zip(lines, plan["letters"], strict=True))
+    return {
+        "acrostic": (float(begun), float(count)),
+        "rhyme": (float(sum(rhyming)), float(count)),
+        "length": (float(sum(len(line) == plan["length"] for line in lines)), float(count)),
+        "written": (float(sum(map(bool, lines))), float(count)),
+        "violations": (100.0 * broken, float(sum(map(len, lines)))),
+    }
 
 
 def _flagged(pairs: list[tuple[Any, str]], flag: str) -> Parts:

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from counterpoint.data.tasks.items import (
     ExactMatch,
@@ -13,10 +13,9 @@ from counterpoint.data.tasks.items import (
     Writer,
     draw,
 )
+from counterpoint.data.tasks.scoring import CONSONANTS, VOWELS, judge_poem, lines_of
 from counterpoint.errors import UserError
 
-_VOWELS = "aeiou"
-_CONSONANTS = "bcdfghjklmnpqrstvwxyz"
 _SCHEMES = ("AABB", "ABAB", "ABBA", "AAAA")
 
 
@@ -61,7 +60,7 @@ class Acrostic(ExactMatch):
     def item(self, seed: int, number: int) -> Item:
         """Return the item with a number; see `ScoredTask.item`."""
         rng = draw(seed, number)
-        word = rng.choices(_CONSONANTS, k=self.num_lines)
+        word = rng.choices(CONSONANTS, k=self.num_lines)
         scheme = rng.choice(_SCHEMES)
         length = rng.choice(self.lengths)
         writer = Writer()
@@ -77,14 +76,14 @@ class Acrostic(ExactMatch):
                 rhymes = {}
             writer.label("".join(word[line : line + 4]))
             writer.answer("acrostic", first)
-            body = [rng.choice(_VOWELS if place % 2 else _CONSONANTS) for place in range(length)]
+            body = [rng.choice(VOWELS if place % 2 else CONSONANTS) for place in range(length)]
             writer.write("".join(body[1:-2]))
             letter = scheme[line % 4]
             if letter in rhymes:
                 writer.answer("rhyme", rhymes[letter])
             else:
                 taken = set(rhymes.values())
-                endings = [c + v for c in _CONSONANTS for v in _VOWELS if c + v not in taken]
+                endings = [c + v for c in CONSONANTS for v in VOWELS if c + v not in taken]
                 rhymes[letter] = rng.choice(endings)
                 writer.write(rhymes[letter])
             writer.write("\n")
@@ -103,7 +102,7 @@ class Acrostic(ExactMatch):
                 lines = item.text[len(item.facts["prompt"]) : answer.start].split("\n")[:-1]
                 stanza = lines[len(lines) // 4 * 4 :]
                 if answer.kind == "acrostic":
-                    given[number] = rng.choice(_CONSONANTS)
+                    given[number] = rng.choice(CONSONANTS)
                 elif stanza:
                     given[number] = rng.choice(stanza)[-2:]
             return given
@@ -113,43 +112,30 @@ class Acrostic(ExactMatch):
             "without the plan": without_plan,
         }
 
-    def lines(self, poem: str) -> list[str]:
+    def plan(self, item: Item) -> dict[str, Any]:
+        """Return the plan of an item, as `scoring.judge_poem` reads it, and where the poem starts.
+
+        It is a part of the exported line.
+        """
+        facts = item.facts
+        start = len(facts["prompt"])
+        letters = list(facts["word"])
+        return {
+            "start": start,
+            "letters": letters,
+            "rhymes": facts["scheme"],
+            "length": facts["length"],
+        }
+
+    def lines(self, item: Item, poem: str) -> list[str]:
         """Return as many lines of a text as a poem has; those that are missing are empty."""
-        found = poem.split("\n")[: self.num_lines]
-        return found + [""] * (self.num_lines - len(found))
+        return lines_of(self.plan(item), poem)
 
     def judge(self, item: Item, poem: str) -> dict[str, float]:
         """Return the scores of a poem that was written after the item's plan.
 
         Returns:
-            Shares of the lines: "acrostic" with the right first letter, "rhyme" that rhyme as the
-            scheme says with all lines of their stanza, "length" with the right length; and
-            "violations", the letters in each 100 that break the alternation.
+            Shares of the lines and violations in 100 letters; see `scoring.judge_poem`.
         """
-        word = item.facts["word"]
-        length = item.facts["length"]
-        scheme = item.facts["scheme"]
-        count = self.num_lines
-        lines = self.lines(poem)
-        ends = [line[-2:] for line in lines]
-        rhymes = [
-            bool(ends[i])
-            and all(
-                (ends[i] == ends[j]) == (scheme[i % 4] == scheme[j % 4])
-                for j in range(i // 4 * 4, i // 4 * 4 + 4)
-            )
-            for i in range(count)
-        ]
-        letters = "".join(lines)
-        broken = sum(
-            symbol not in (_VOWELS if place % 2 else _CONSONANTS)
-            for line in lines
-            for place, symbol in enumerate(line)
-        )
-        return {
-            "acrostic": sum(line[:1] == first for line, first in zip(lines, word, strict=True))
-            / count,
-            "rhyme": sum(rhymes) / count,
-            "length": sum(len(line) == length for line in lines) / count,
-            "violations": 100 * broken / max(len(letters), 1),
-        }
+        parts = judge_poem(self.plan(item), poem)
+        return {name: own / max(of, 1.0) for name, (own, of) in parts.items()}
