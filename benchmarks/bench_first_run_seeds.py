@@ -109,7 +109,7 @@ def trainer(run: Run, study: Study) -> Trainer:
 def on_books(study: Study, folder: Path) -> Study:
     """The study on a folder of books instead of the Bible."""
     assert folder.is_dir(), f"--books must be a folder of texts; {folder} is none."
-    books = DataConfig(source=Folder(str(folder)), row_ticks=1024, held_out=HELD_OUT_BOOKS)
+    books = DataConfig(source=Folder(path=str(folder)), row_ticks=1024, held_out=HELD_OUT_BOOKS)
     return replace(
         study,
         arms=tuple(replace(run, data=books) for run in study.arms),
