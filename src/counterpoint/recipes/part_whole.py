@@ -79,6 +79,7 @@ def arms(share: float) -> tuple[GridArm, ...]:
         GridArm(name="untied_deep", system=replace(_shared_deep(), shared_layers=False)),
         GridArm(name="slow_whole", system=two_stream(), lr_factors=SLOW_WHOLE),
         GridArm(name="frozen_pool", system=replace(two_stream(), whole_control="frozen")),
+        GridArm(name="unread_whole", system=_unread()),
         GridArm(name="hrt", system=_hrt()),
         GridArm(name="hrt_words", system=hrt_words()),
         GridArm(name="hrt_words_plain", system=_hrt_words_plain()),
@@ -159,6 +160,14 @@ def two_stream() -> TwoStreamConfig:
         whole_dropout=0.0,
         predict_weight=0.0,
     )
+
+
+def _unread() -> TwoStreamConfig:
+    """Return the control of two towers of which the part never reads the whole.
+
+    Each tower has a loss of its own; that of the whole asks its plan for the next symbols.
+    """
+    return replace(two_stream(), part=tower(64, 4, WINDOW, 180), num_links=0, predict_weight=0.1)
 
 
 def _fixed_blocks() -> TwoStreamConfig:
