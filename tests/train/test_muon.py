@@ -1,8 +1,12 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from counterpoint.train.muon import Muon, orthogonal
+from counterpoint.systems import build_system, single_stream
+from counterpoint.train.config import OptimizerConfig
+from counterpoint.train.muon import Muon, orthogonal, product_flops
+from counterpoint.train.optimizer import build_optimizer, optimizer_flops
 
 SHAPES = [(24, 8), (8, 24), (24, 8), (8, 8), (5, 31), (1, 6)]
 
@@ -64,6 +68,31 @@ def test_orthogonal_moves_singular_values_to_one() -> None:
         values = torch.linalg.svdvals(orthogonal(x.bfloat16()).float())
         assert ((values[:2] > 0.6) & (values[:2] < 1.3)).all()
         assert not values[2].any()
+
+
+@pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24)])
+def test_products_are_counted_as_torch_counts_them(shape: tuple[int, int]) -> None:
+    with FlopCounterMode(display=False) as counted:
+        orthogonal(torch.randn(1, *shape))
+    assert product_flops(shape) == counted.get_total_flops()
+
+
+def test_only_matrices_that_muon_trains_are_counted() -> None:
+    """Not embeddings and the head, and nothing without Muon."""
+    system = build_system(single_stream.tiny(), 0)
+    assert optimizer_flops(system, OptimizerConfig()) == 0
+    config = OptimizerConfig(muon_lr=0.01)
+    trained = [
+        weight
+        for part in build_optimizer(system, config).parts
+        if isinstance(part, Muon)
+        for group in part.param_groups
+        for weight in group["params"]
+    ]
+    assert optimizer_flops(system, config) == sum(product_flops(w.shape) for w in trained) > 0
+    trained[0].requires_grad_(False)
+    less = product_flops(trained[0].shape)
+    assert optimizer_flops(system, config) == sum(product_flops(w.shape) for w in trained) - less
 
 
 def test_muon_refuses_vectors() -> None:

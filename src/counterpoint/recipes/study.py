@@ -32,6 +32,7 @@ from counterpoint.systems.contract import System, mean_training_flops
 from counterpoint.train.checkpoint import WEIGHTS, load_system, read_manifest
 from counterpoint.train.distributed import World
 from counterpoint.train.metrics import MetricLogger
+from counterpoint.train.optimizer import optimizer_flops
 from counterpoint.train.precision import settle_precision
 from counterpoint.train.run import Run
 from counterpoint.train.run_folder import only_one
@@ -148,6 +149,21 @@ def training_flops(study: Study) -> dict[str, float]:
     return flops
 
 
+def optimizer_shares(study: Study) -> dict[str, float]:
+    """Return what the optimiser's own products add to the training FLOPs of every arm, as a share.
+
+    They belong to a step, whatever its number of ticks, so larger batches have smaller shares.
+    """
+    found = {}
+    for run in study.arms:
+        system = sketch(run.system)
+        num_ticks = run.data.num_ticks(system.layout)
+        model = mean_training_flops(system, num_ticks, run.train.num_steps)
+        own = optimizer_flops(system, run.train.optimizer)
+        found[run.name] = own / (model * num_ticks * run.train.batch_rows)
+    return found
+
+
 def run_study(
     study: Study,
     folder: Path,
@@ -215,6 +231,7 @@ def _run(
     about = facts | {
         "command": command,
         "training_flops_per_tick": flops,
+        "optimizer_shares": optimizer_shares(study),
         "budget": encode(budget),
         "seconds_of_last_call": round(time.perf_counter() - begin, 1),
     }

@@ -1,7 +1,7 @@
 """Muon with batched products: all matrices of one shape are updated together."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -89,6 +89,12 @@ class Muon(Optimizer):
         moment: Tensor = state["momentum_buffer"]
         moment.lerp_(gradient, 1 - momentum)
         return gradient.lerp(moment, momentum)
+
+
+def product_flops(shape: Sequence[int]) -> float:
+    """Return the FLOPs of the products that `orthogonal` takes for one matrix of a shape."""
+    short, long = sorted(shape)
+    return _STEPS * (4.0 * short * short * long + 2.0 * short**3)
 
 
 def orthogonal(x: Tensor) -> Tensor:

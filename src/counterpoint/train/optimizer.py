@@ -12,7 +12,7 @@ from torch.optim import AdamW, Optimizer
 
 from counterpoint.errors import UserError
 from counterpoint.train.config import OptimizerConfig, ScheduleConfig
-from counterpoint.train.muon import Muon
+from counterpoint.train.muon import Muon, product_flops
 
 
 class JointOptimizer:
@@ -131,7 +131,7 @@ def build_optimizer(
     check_prefixes(list(named), config.lr_factors)
     modules = list(system.named_modules())
     embeddings = {id(m.weight) for _, m in modules if isinstance(m, nn.Embedding)}
-    hidden = {id(m.weight) for name, m in modules if isinstance(m, nn.Linear) and name != "head"}
+    hidden = {id(weight) for weight in hidden_weights(system)}
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for name, parameter in named.items():
         muon = config.muon_lr is not None and id(parameter) in hidden
@@ -155,6 +155,23 @@ def build_optimizer(
     if of(True):
         parts.append(Muon(of(True), momentum=config.muon_momentum, dtype=dtype))
     return JointOptimizer(parts)
+
+
+def hidden_weights(system: nn.Module) -> list[Tensor]:
+    """Return the weights that Muon trains where it is used: of linear layers, without the head."""
+    return [
+        module.weight
+        for name, module in system.named_modules()
+        if isinstance(module, nn.Linear) and name != "head"
+    ]
+
+
+def optimizer_flops(system: nn.Module, config: OptimizerConfig) -> float:
+    """Return the FLOPs of the optimiser's own matrix products in a step; AdamW has none."""
+    if config.muon_lr is None:
+        return 0.0
+    trained = {id(w): w for w in hidden_weights(system) if w.requires_grad}
+    return sum(product_flops(weight.shape) for weight in trained.values())
 
 
 def check_prefixes(names: Sequence[str], lr_factors: Sequence[tuple[str, float]]) -> None:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from counterpoint.evaluate.report.arm_summary import ArmSummary
@@ -37,6 +39,15 @@ def test_a_difference_counts_from_half_a_percent_on(low: float, high: float, wor
     assert text.startswith(words)
     assert f"(95 % interval {low:+.1f} to {high:+.1f} %)" in text
     assert text.endswith("One training seed: the intervals cover the choice of text only.")
+
+
+def test_products_of_the_optimiser_are_told_where_they_differ() -> None:
+    control, ours = replace(row("a"), optimizer_share=0.25), replace(row("b"), optimizer_share=0.6)
+    pair = (ours, control, interval(-3.5, -3.1))
+    words = "equal training FLOPs (+28% with the optimiser's own products) and data"
+    assert words in verdict([control, ours], [pair], "byte", 1)
+    alike = (replace(ours, optimizer_share=0.26), control, interval(-3.5, -3.1))
+    assert "at equal training FLOPs and data" in verdict([control, ours], [alike], "byte", 1)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ class ArmSummary:
     Attributes:
         name: The arm's name.
         num_parameters: Number of trainable parameters.
-        training_flops: FLOPs of the whole run.
+        training_flops: FLOPs of the model in the whole run.
         training_size: Bytes or frames learned from, counting repetitions.
         training_seconds: Time in training steps.
         bits_per_unit: Bits a byte or a frame on held-out units.
@@ -23,6 +23,7 @@ class ArmSummary:
         none_delta: Bits a byte lost without any whole.
         null_share: Attention on the null key.
         effective_rank: Effective rank of the whole states.
+        optimizer_share: What the optimiser's own products add to the training FLOPs, as a share.
     """
 
     name: str
@@ -37,3 +38,4 @@ class ArmSummary:
     none_delta: Interval | None = None
     null_share: float | None = None
     effective_rank: float | None = None
+    optimizer_share: float = 0.0

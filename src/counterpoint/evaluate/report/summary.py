@@ -109,6 +109,7 @@ def summarize(name: str, arms: Sequence[Arm], about: Mapping[str, Any]) -> Summa
                 name=arm.name,
                 num_parameters=arm.evaluation.num_parameters,
                 training_flops=float(arm.counters["flops"]),
+                optimizer_share=about.get("optimizer_shares", {}).get(arm.name, 0.0),
                 training_size=int(arm.counters["size"]),
                 training_seconds=float(arm.counters["seconds"]),
                 bits_per_unit=bootstrap_ratio(bits, sizes),
@@ -200,10 +201,11 @@ def use_of_whole(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
 
 def columns(summary: Summary) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return heads and cells of the table as texts."""
+    counted = any(row.optimizer_share for row in summary.rows)
     heads: tuple[str, ...] = (
         "arm",
         "parameters",
-        "training FLOPs",
+        f"training FLOPs{' (with the optimiser)' if counted else ''}",
         f"training {summary.unit}s",
         "seconds",
         f"held-out bits/{summary.unit}",
@@ -213,7 +215,7 @@ def columns(summary: Summary) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         (
             row.name,
             f"{row.num_parameters / 1e6:.2f} M",
-            f"{row.training_flops:.3g}",
+            _flops(row.training_flops, row.optimizer_share),
             f"{row.training_size / 1e6:.2f} M",
             f"{row.training_seconds:.0f}",
             spell(row.bits_per_unit, "{:.3f}"),
@@ -228,6 +230,11 @@ def columns(summary: Summary) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
             for cell, row in zip(cells, summary.rows, strict=True)
         ]
     return heads, cells
+
+
+def _flops(model: float, share: float) -> str:
+    """Return the FLOPs of the model, and with those of the optimiser's products if it has any."""
+    return f"{model:.3g}" + (f" ({model * (1 + share):.3g})" if share else "")
 
 
 def spell(interval: Interval | None, form: str, unit: str = "") -> str:

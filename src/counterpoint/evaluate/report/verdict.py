@@ -91,9 +91,13 @@ def use_in_words(swap_delta: Interval) -> str:
 def _budget(row: ArmSummary, first: ArmSummary) -> str:
     """Return in words what budget the two arms share."""
     excess = row.training_flops / first.training_flops - 1
+    with_optimizer = (1 + excess) * (1 + row.optimizer_share) / (1 + first.optimizer_share) - 1
+    also = ""
+    if abs(with_optimizer - excess) > 0.02:
+        also = f" ({with_optimizer:+.0%} with the optimiser's own products)"
     if abs(excess) <= 0.02:
-        return "at equal training FLOPs and data"
-    return f"on equal data with {excess:+.0%} training FLOPs"
+        return f"at equal training FLOPs{also} and data"
+    return f"on equal data with {excess:+.0%} training FLOPs{also}"
 
 
 def is_enough(about: Mapping[str, Any], steps: int) -> bool:
