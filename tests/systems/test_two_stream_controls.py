@@ -8,8 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from counterpoint.blocks.notes import NotesConfig
+from counterpoint.blocks.recall import RecallConfig
 from counterpoint.errors import UserError
+from counterpoint.recipes.part_whole import arms
 from counterpoint.systems.two_stream import TwoStream
+from counterpoint.systems.two_stream_config import TwoStreamConfig
 from tests.systems.tiny_models import VOCAB, batch_of, level, randomised, tower, two
 
 
@@ -121,6 +125,37 @@ def test_a_frozen_whole_keeps_its_weights_and_passes_gradients_on() -> None:
     assert x.grad is not None
     assert x.grad[0, 4].any()  # beyond the reach of the part tower: through the whole
     assert all(weight.grad is None for name, weight in model.named_parameters() if name in frozen)
+
+
+def test_a_part_reads_nothing_of_an_unread_whole_which_learns_by_its_own_loss() -> None:
+    config = next(one.system for one in arms(0.2) if one.name == "unread_whole")
+    assert isinstance(config, TwoStreamConfig)
+    unread = randomised(TwoStream(config))
+    assert isinstance(unread, TwoStream)
+    read = TwoStream(replace(config, whole_control="none")).eval()
+    read.load_state_dict(unread.state_dict())
+    ids = torch.randint(ord("a"), ord("z"), (2, 60))
+    ids[:, ::4] = ord(" ")
+    batch = batch_of(ids)
+    before = [model(batch)["part"] for model in (unread, read)]
+    with torch.no_grad():
+        for model in (unread, read):
+            model.whole_norm.weight.neg_()
+    assert torch.equal(before[0], unread(batch)["part"])
+    assert not torch.equal(before[1], read(batch)["part"])
+    unread.loss(batch).total.backward()
+    for weight in unread.whole.parameters():
+        assert weight.grad is not None
+        assert weight.grad.any()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"num_links": 0, "recall": RecallConfig(num_blocks=1)}, {"text": NotesConfig(depth=1)}],
+)
+def test_an_unread_whole_must_have_no_other_way_to_the_part(changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="An unread whole must have no link"):
+        two("mean", 0, whole_control="unread", **changes)
 
 
 @pytest.mark.parametrize("changes", [{"shared_layers": True}, {"levels": (level("mean", 0),)}])

@@ -163,11 +163,14 @@ def two_stream() -> TwoStreamConfig:
 
 
 def _unread() -> TwoStreamConfig:
-    """Return the control of two towers of which the part never reads the whole.
+    """Return the control of two towers of which the part reads nothing of the whole.
 
-    Each tower has a loss of its own; that of the whole asks its plan for the next symbols.
+    Each tower has a loss of its own: that of the whole asks its plan for the next symbols. What
+    the whole learns can help the part only through the lower layer, which both share.
     """
-    return replace(two_stream(), part=tower(64, 4, WINDOW, 180), num_links=0, predict_weight=0.1)
+    part = tower(64, 4, WINDOW, 180)
+    unread = replace(two_stream(), num_links=0, whole_control="unread")
+    return replace(unread, part=part, predict_weight=0.1)
 
 
 def _fixed_blocks() -> TwoStreamConfig:

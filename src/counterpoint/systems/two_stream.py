@@ -49,6 +49,7 @@ from counterpoint.systems.two_stream_losses import (
     led_text,
     loss_factors,
     next_rows,
+    obeyed,
     ratio_losses,
     text_loss,
 )
@@ -314,8 +315,8 @@ class TwoStream(System, Level):
         weights: list[Tensor] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Run the upper part layers and the norm; append the links' attention to ``weights``."""
-        x = self.write_upper(self.part, lower.x, lower.reach, guidance, states, weights)
-        return self.norm(x)
+        read = obeyed(guidance, self.config)
+        return self.norm(self.write_upper(self.part, lower.x, lower.reach, read, states, weights))
 
     # Streaming
 

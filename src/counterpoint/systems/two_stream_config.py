@@ -65,7 +65,8 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
         whole_control: Control that shows what the whole contributes. "shuffled": each row reads the
             whole of the next row of its batch, and the last row that of the first, in training and
             everywhere else; a row alone in a batch reads zeros. "frozen": the compressor and the
-            whole tower keep their random weights.
+            whole tower keep their random weights. "unread": the part reads no plan either, so with
+            no links, recall and text the whole learns by its own losses alone.
         predict_weight: Weight of the loss with which each plan predicts its tick by itself.
         reconstruct_weight: Weight of the loss of rebuilding each block.
         reconstruct_from: What a block is rebuilt from. "compressed": its compressed form, before
@@ -84,7 +85,7 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
     graph_blocks: int | None = None
     whole_dropout: float = 0.1
     shared_layers: bool = False
-    whole_control: Literal["none", "shuffled", "frozen"] = "none"
+    whole_control: Literal["none", "shuffled", "frozen", "unread"] = "none"
     predict_weight: float = 0.3
     reconstruct_weight: float = 0.0
     reconstruct_from: Literal["compressed", "whole"] = "compressed"
@@ -105,11 +106,7 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
                 )
             below = level
             fine = level.whole
-        if self.whole_control == "frozen" and (self.shared_layers or self.levels):
-            raise UserError(
-                "A frozen whole must be the only one and have layers of its own: got "
-                f"{len(self.levels)} `levels` and `shared_layers` = {self.shared_layers}."
-            )
+        self._check_control()
         for level in levels_of(self) if self.shared_layers else ():
             if replace(level.whole, window=self.part.window) != self.part:
                 raise UserError(
@@ -120,6 +117,21 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
         self._check_ramp()
         if not 0 <= self.whole_dropout <= 1:
             raise UserError(f"`whole_dropout` must be 0 to 1; got {self.whole_dropout}.")
+
+    def _check_control(self) -> None:
+        """Check that the control of the whole changes all that it is said to change."""
+        if self.whole_control == "frozen" and (self.shared_layers or self.levels):
+            raise UserError(
+                "A frozen whole must be the only one and have layers of its own: got "
+                f"{len(self.levels)} `levels` and `shared_layers` = {self.shared_layers}."
+            )
+        is_read = bool(self.num_links or self.recall or self.text)
+        if self.whole_control == "unread" and is_read:
+            raise UserError(
+                "An unread whole must have no link, no `recall` and no `text`: got `num_links` = "
+                f"{self.num_links}, `recall` = {self.recall} and `text` = {self.text}. Leave them "
+                "out, or the control."
+            )
 
     def _check_ends(self) -> None:
         """Check where blocks end."""

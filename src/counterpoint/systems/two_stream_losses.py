@@ -9,6 +9,7 @@ from torch import Tensor
 from counterpoint.blocks.chunk import Chunks, ratio_loss
 from counterpoint.blocks.loss_sums import LossSums, row_losses, stream_loss
 from counterpoint.blocks.notes import Notes
+from counterpoint.blocks.steering import Guidance
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID
 from counterpoint.systems.two_stream_config import WHOLE_TEXT, TwoStreamConfig
@@ -83,6 +84,16 @@ def ratio_losses(ends: Chunks, ratio: float, batch: Batch, weight: Tensor) -> di
     losses, shares = ratio_loss(ends, batch.lengths, ratio)
     named = (("ratio", losses), ("share", shares))
     return {name: row_losses(values, batch, weight) for name, values in named}
+
+
+def obeyed(guidance: Guidance, config: TwoStreamConfig) -> Guidance:
+    """Return what the part reads of the plans: none of them if its whole is unread.
+
+    The whole's own loss still sees the plans.
+    """
+    if config.whole_control != "unread":
+        return guidance
+    return guidance._replace(has_plan=torch.zeros_like(guidance.has_plan))
 
 
 def next_rows(x: Shaped[Tensor, "B *_rest"]) -> Shaped[Tensor, "B *_rest"]:
