@@ -101,9 +101,7 @@ def summarize(name: str, arms: Sequence[Arm], about: Mapping[str, Any]) -> Summa
         _check_comparable(arm, arms[0])
         bits = np.array([found.bits for found in arm.evaluations])
         sizes = np.array([found.sizes for found in arm.evaluations], float)
-        difference = None
-        if arm is not arms[0]:
-            difference = _difference(arm, arms[0])
+        difference = None if arm is arms[0] else _difference(arm, arms[0])
         rows.append(
             ArmSummary(
                 name=arm.name,
