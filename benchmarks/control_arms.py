@@ -33,6 +33,17 @@ FAR_SHARED = replace(
     FAR, part=FAR_LAYERS, whole=replace(FAR_LAYERS, window=FAR.whole.window), shared_layers=True
 )
 """The arm that reaches furthest with one stack of layers for both levels, at equal FLOPs."""
+FAR_FLAT_LAYERS = tower(64, 2, 8, 340)
+FAR_SHARED_FLAT = replace(
+    FAR,
+    part=FAR_FLAT_LAYERS,
+    whole=replace(FAR_FLAT_LAYERS, window=FAR.whole.window),
+    shared_layers=True,
+    num_links=1,
+)
+"""The same with two layers, so that its state has as many bytes as that of two towers."""
+FAR_SHARED_SHORT = replace(FAR_SHARED, whole=replace(FAR_SHARED.whole, window=50))
+"""The same with three layers and fewer blocks, for as many bytes."""
 SHARES = {("acrostic", "all"): 1.0, ("dialogues", "answer"): 0.45}
 """Shares of ticks that carry a loss, to which the weight of labels is matched (`part_whole`)."""
 LABEL_SYMBOLS = 24
@@ -51,6 +62,8 @@ def system_of(arm: str, task: str = "", trained: Trained = "answer") -> SystemCo
     own = {
         "two_levels": TWO_LEVELS,
         "far_shared": FAR_SHARED,
+        "far_shared_flat": FAR_SHARED_FLAT,
+        "far_shared_short": FAR_SHARED_SHORT,
         "far_untied": replace(FAR_SHARED, shared_layers=False),
     }
     return (systems | own)[arm]
