@@ -1,5 +1,7 @@
+import gc
 import threading
 import time
+import weakref
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -310,39 +312,80 @@ class Event:
         return False
 
 
-def test_streams_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The order of what is queued, without a GPU; `tests/gpu` compares results on one."""
+class OnStream:
+    """A system whose tower notes that it reads."""
+
+    device = torch.device("cuda", 1)
+
+    def __init__(self, notes: list[str]) -> None:
+        self.notes = notes
+
+    def read_whole_tower(self, lower: Any, state: Any) -> None:
+        self.notes.append(f"reads {state}")
+        if state == "broken rings":
+            raise RuntimeError("broken")
+
+
+class Lower:
+    x = torch.zeros(1)
+
+
+@pytest.fixture
+def notes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is asked of the streams of device 1; the current device of the caller is 0."""
     notes: list[str] = []
-    caller = Stream("caller", notes)
+    streams = {device: Stream(f"caller on {device}", notes) for device in (0, 1)}
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("whole", notes))
     monkeypatch.setattr(torch.cuda, "Event", lambda: Event("done", notes))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: caller)
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda device=None: streams[device.index if device else 0]
+    )
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    return notes
 
-    class System:
-        device = torch.device("cuda")
 
-        def read_whole_tower(self, lower: Any, state: Any) -> None:
-            notes.append(f"reads {state}")
-
-    class Lower:
-        x = torch.zeros(1)
-
-    worker = InStream(System(), 1)
+def test_streams_wait_for_each_other(notes: list[str]) -> None:
+    """The order of what is queued, without a GPU; `tests/gpu` compares results on one."""
+    worker = InStream(OnStream(notes), 1)
     job = worker.submit(Lower(), "rings")
     job.result()
     assert not job.done()  # the thread has queued its kernels, and they still run
     worker.close()
     assert notes == [
-        "caller records begun",
+        "caller on 1 records begun",
         "into whole",
         "whole waits for begun",
         "reads rings",
         "whole records done",
         "out of whole",
-        "caller waits for done",
+        "caller on 1 waits for done",
         "whole ends",
     ]
+
+
+def test_what_a_stream_reads_is_kept_until_the_caller_waits_for_it(notes: list[str]) -> None:
+    """Freed memory would be given to the caller's next kernels while the stream still uses it."""
+    worker = InStream(OnStream(notes), 1)
+    lower = Lower()
+    left = weakref.ref(lower)
+    job = worker.submit(lower, "rings")
+    del lower
+    worker.submit(Lower(), "others").result()  # the thread has left the first job behind
+    gc.collect()
+    assert left() is not None
+    job.result()
+    del job
+    gc.collect()
+    assert left() is None
+    worker.close()
+
+
+def test_a_caller_also_waits_for_kernels_of_a_job_that_failed(notes: list[str]) -> None:
+    worker = InStream(OnStream(notes), 1)
+    with pytest.raises(RuntimeError, match="broken"):
+        worker.submit(Lower(), "broken rings").result()
+    assert notes[-1] == "caller on 1 waits for done"
+    worker.close()
 
 
 def test_model_without_lag_is_refused() -> None:

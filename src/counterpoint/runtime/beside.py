@@ -44,7 +44,8 @@ class _Modes(NamedTuple):
 
     def run(self, system: Any, lower: Any, state: State) -> None:
         """Feed the blocks of a chunk to the whole tower, as the caller would."""
-        autocast = torch.autocast(self.device, self.dtype, self.autocast)
+        # All threads share one cache of weights that were cast, but not the streams that cast them.
+        autocast = torch.autocast(self.device, self.dtype, self.autocast, cache_enabled=False)
         with torch.inference_mode(self.inference), torch.no_grad(), autocast:
             system.read_whole_tower(lower, state)
 
@@ -101,9 +102,10 @@ class InStream:
 
     def submit(self, lower: Any, state: State) -> Job:
         """Give a chunk to the whole tower."""
-        begun = torch.cuda.current_stream(lower.x.device).record_event()
+        begun = torch.cuda.current_stream(self._system.device).record_event()
         done = torch.cuda.Event()
-        return _Streamed(self._thread.submit(lower, (state, begun, done)), done)
+        queued = self._thread.submit(lower, (state, begun, done))
+        return _Streamed(queued, done, self._system.device, (lower, state))
 
     def read_whole_tower(self, lower: Any, state: tuple[State, Any, Any]) -> None:
         """Queue the kernels of a chunk; called in the thread."""
@@ -122,17 +124,30 @@ class InStream:
 
 
 class _Streamed(NamedTuple):
-    """A job whose kernels may still run when the thread has queued them."""
+    """A job whose kernels may still run when the thread has queued them.
+
+    Attributes:
+        queued: The work of the thread, which queues the kernels.
+        finished: The event behind these kernels.
+        device: The device whose current stream waits for them.
+        used: What the kernels read and write. It is kept until the caller's stream waits for them:
+            torch gives freed memory to the next kernels of the stream that made it, and does not
+            know that another stream still uses it.
+    """
 
     queued: Job
     finished: Any
+    device: torch.device
+    used: tuple[Any, State]
 
     def done(self) -> bool:
         return self.queued.done() and bool(self.finished.query())
 
     def result(self) -> None:
-        self.queued.result()
-        torch.cuda.current_stream().wait_event(self.finished)
+        try:
+            self.queued.result()
+        finally:
+            torch.cuda.current_stream(self.device).wait_event(self.finished)
 
 
 class InProcess:
