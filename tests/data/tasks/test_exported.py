@@ -113,6 +113,11 @@ def test_a_poem_that_a_model_has_written_is_scored_by_its_plan() -> None:
     assert found["poem, written"]["value"] == 1
     answers[3]["poem"] = ""
     assert scoring.score(told, answers)["acrostic"]["poem, written"]["value"] == 0.95
+    del answers[3]["poem"], answers[5]
+    assert scoring.score(told, answers)["acrostic"]["poem, written"]["value"] == 0.9
+    for answer in answers:
+        answer.pop("poem", None)
+    assert "poem, written" not in scoring.score(told, answers)["acrostic"]
 
 
 def test_costs_are_compared_document_by_document() -> None:

@@ -8,7 +8,8 @@ FOLDER holds the tasks, one .jsonl file each. A line of ANSWERS.jsonl has the ``
 - to a line with ``answers`` (kind, start, text): ``answers``, a list of as many texts. The prompt
   of each is ``text[:start]`` of the line, which contains the right answers before it; optionally
   also ``nats``, the negative log likelihood of each right answer. If the line has a ``plan``,
-  optionally also ``poem``, what the model itself has written after ``text[:plan["start"]]``.
+  optionally also ``poem``, what the model itself has written after ``text[:plan["start"]]``. If
+  one line of a task has a poem, all lines with a plan are scored, and a missing one is empty.
 - to a line with ``right`` and ``wrong`` texts: ``losses``, two numbers: the total loss of the texts
   of each list, such as the sum of their negative log likelihoods.
 - to a line with ``contexts``: ``nats``, the negative log likelihood of ``text`` after each context,
@@ -44,8 +45,11 @@ def score(
     """
     given = {(line["task"], line["id"]): line for line in answers}
     by_task: dict[str, dict[Any, list[Parts]]] = {}
+    with_poems = {task for (task, _), answer in given.items() if "poem" in answer}
     for line in lines:
         answer = given.pop((line["task"], line["id"]), {})
+        if "plan" in line and line["task"] in with_poems:
+            answer = {"poem": ""} | dict(answer)
         documents = by_task.setdefault(line["task"], {})
         documents.setdefault(line.get("document", line["id"]), []).append(_checked(line, answer))
     if given:
@@ -126,15 +130,16 @@ def judge_poem(plan: Mapping[str, Any], poem: str) -> Parts:
     """Return the parts of the scores of a poem that was written after a plan.
 
     Args:
-        plan: First ``letters`` of all lines, ``rhymes`` of a stanza of four lines such as "ABBA",
-            and ``length``, the number of letters of a line.
+        plan: ``letters``, a list with the first letter of every line, in stanzas of four lines;
+            ``rhymes`` of a stanza, such as "ABBA"; and ``length``, the number of letters of a line.
         poem: What was written; what follows the last line that was asked for does not count.
 
     Returns:
         Of all lines: "acrostic", those with the right first letter, "rhyme", those that rhyme as
         the plan says with all lines of their stanza, "length", those with the right length, and
-        "written", those that are not empty; and "violations", the letters of each 100 that are no
-        consonant at an even place or no vowel at an odd one.
+        "written", those that are not empty; and "violations", of each 100 letters that were
+        written those that are no consonant at an even place (the first is 0) or no vowel at an odd
+        one. An empty poem has no violations, so read them beside "written".
     """
     lines = lines_of(plan, poem)
     count = len(lines)
