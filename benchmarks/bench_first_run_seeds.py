@@ -47,8 +47,6 @@ AIM_PERCENT = -3.0
 TIMED_STEPS = 24
 UNTIMED_STEPS = 4
 NUM_SECTIONS = 24
-
-
 HELD_OUT_BOOKS = (
     "Title: Captain Blood",
     "Title: Essays",
@@ -108,7 +106,6 @@ def trainer(run: Run, study: Study) -> Trainer:
 
 def on_books(study: Study, folder: Path) -> Study:
     """The study on a folder of books instead of the Bible."""
-    assert folder.is_dir(), f"--books must be a folder of texts; {folder} is none."
     books = DataConfig(source=Folder(path=str(folder)), row_ticks=1024, held_out=HELD_OUT_BOOKS)
     return replace(
         study,
@@ -229,6 +226,11 @@ def main() -> None:
     parser.add_argument("--books", type=Path, help="a folder of books; with --equal-seconds")
     parser.add_argument("--out")
     args = parser.parse_args()
+    if args.books is not None and not (args.equal_seconds and args.books.is_dir()):
+        parser.error(
+            f"--books must be a folder of texts, and goes with --equal-seconds: got {args.books} "
+            f"and --equal-seconds {'given' if args.equal_seconds else 'not given'}."
+        )
     results = equal_seconds(args) if args.equal_seconds else equal_flops(args)
     for name, value in results.items():
         print(f"{name:26} {value}")
