@@ -15,10 +15,11 @@ the whole or the turn of coarse ids where one is due. What grows in each system:
                     ids follows every sixteen ticks.
     single_stream   all layers: the anchor, in which everything lies in the path of a token
 
-The whole of `two_stream` runs in line (between two ticks), or beside the part tower in a thread or
-in a process; the other systems can only run in line. Every tick may begin a fixed time after the
-one before it, as in speech: a tower beside the other has that time too. Without it ticks follow
-each other at once, and a tower that takes longer than the ticks of its block must come late.
+The whole of `two_stream` runs in line (between two ticks), or beside the part tower: in a thread,
+in a process, or on a GPU in a thread with a CUDA stream of its own. The other systems can only run
+in line. Every tick may begin a fixed time after the one before it, as in speech: a tower beside the
+other has that time too. Without it ticks follow each other at once, and a tower that takes longer
+than the ticks of its block must come late.
 Seconds are those of the wall; each model has one thread, so two cores must be free: the load of
 the machine at the start is kept, and more than 0.5 gives a warning. Variants take turns in rounds,
 and all rounds count together.
@@ -103,6 +104,8 @@ class Reader:
         hidden, self.state = self.model.read(ticks, self.state)
         written = self.model.write(hidden[:, -1], choose, self.state)
         self.ticks = {name: written[name][:, None] for name in said}
+        if hidden.is_cuda:  # the token must be there before its time is taken
+            torch.cuda.current_stream(hidden.device).synchronize()
 
 
 def deeper(tower: TowerConfig, times: int) -> TowerConfig:
@@ -159,9 +162,9 @@ def make_single_stream(size: str, times: int) -> System:
     return SingleStream(replace(config, tower=deeper(config.tower, times)))
 
 
-Place = Literal["process", "thread", "in line"]
+Place = Literal["process", "thread", "stream", "in line"]
 SYSTEMS: dict[str, tuple[Callable[[str, int], System], tuple[Place, ...]]] = {
-    "two_stream": (make_two_stream, ("process", "thread", "in line")),
+    "two_stream": (make_two_stream, ("process", "thread", "stream", "in line")),
     "text_whole": (make_text_whole, ("process", "in line")),
     "shared_levels": (make_shared_levels, ("process", "in line")),
     "hrt": (make_hrt, ("in line",)),
@@ -169,6 +172,8 @@ SYSTEMS: dict[str, tuple[Callable[[str, int], System], tuple[Place, ...]]] = {
     "hdlm": (make_hdlm, ("in line",)),
     "single_stream": (make_single_stream, ("in line",)),
 }
+ELSEWHERE: dict[str, Place] = {"cpu": "stream", "cuda": "process"}
+"""The place that a device does not have."""
 VARIANTS = [f"{name}, {place}" for name, (_, places) in SYSTEMS.items() for place in places]
 
 
@@ -264,8 +269,12 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS)
+    parser.add_argument("--device", default="cpu", choices=ELSEWHERE)
     parser.add_argument("--out")
-    return parser.parse_args()
+    args = parser.parse_args()
+    absent = f", {ELSEWHERE[args.device]}"
+    args.variants = [name for name in args.variants if not name.endswith(absent)]
+    return args
 
 
 def main() -> None:
@@ -273,6 +282,7 @@ def main() -> None:
     args = parsed()
     load = load_at_start()
     torch.set_num_threads(1)
+    torch.set_default_device(args.device)
     results: dict[str, Any] = {}
     ticks: dict[str, int] = {}
     for case in args.cases:

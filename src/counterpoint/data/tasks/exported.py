@@ -13,10 +13,9 @@ from typing import Any
 
 from counterpoint.data.tasks import lm_eval_utils, scoring
 from counterpoint.data.tasks.books import BookLines, ContextText, Passages, TextChoice
-from counterpoint.data.tasks.items import REPORTED_SEED, AnyTask, Item, ItemAnswer
+from counterpoint.data.tasks.items import REPORTED_SEED, AnyTask, HasPlan, Item, ItemAnswer
 from counterpoint.data.tasks.named import REAL, named_task
 from counterpoint.data.tasks.part_whole import TASKS
-from counterpoint.data.tasks.part_whole.acrostic import Acrostic
 from counterpoint.errors import UserError
 from counterpoint.files import read_json_lines, write_json_lines, write_text
 
@@ -47,7 +46,7 @@ def lines(task: AnyTask, num_lines: int, seed: int = EXPORT_SEED) -> Iterator[di
         item = task.item(seed, number)
         fields = asdict(item)
         fields.pop("facts", None)
-        if isinstance(task, Acrostic) and isinstance(item, Item):
+        if isinstance(task, HasPlan) and isinstance(item, Item):
             fields["plan"] = task.plan(item)
         scoring_rules = dict(getattr(task, "scoring", {}))
         head = {"task": task.name, "id": number, "primary": task.primary}

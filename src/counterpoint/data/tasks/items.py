@@ -239,6 +239,17 @@ class GroupsSymbols(Protocol):
         """Return the places of symbols in the text of an item, by the name of what decides them."""
 
 
+@runtime_checkable
+class HasPlan(Protocol):
+    """A task whose texts a model can write itself, and whose scorer then needs the plan of each."""
+
+    def plan(self, item: Item) -> Mapping[str, Any]:
+        """Return the plan of an item, as `scoring.judge_poem` reads it, and where the text starts.
+
+        It is a part of the exported line.
+        """
+
+
 def asked(task: AnyTask) -> str:
     """Return the sentence that says what a task asks: the first line of its docstring."""
     return (type(task).__doc__ or "").partition("\n")[0]

@@ -113,10 +113,7 @@ class Acrostic(ExactMatch):
         }
 
     def plan(self, item: Item) -> dict[str, Any]:
-        """Return the plan of an item, as `scoring.judge_poem` reads it, and where the poem starts.
-
-        It is a part of the exported line.
-        """
+        """Return the plan of an item and the place where its poem starts; see `HasPlan`."""
         facts = item.facts
         start = len(facts["prompt"])
         letters = list(facts["word"])
