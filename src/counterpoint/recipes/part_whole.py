@@ -168,7 +168,7 @@ def _unread() -> TwoStreamConfig:
     Each tower has a loss of its own: that of the whole asks its plan for the next symbols. What
     the whole learns can help the part only through the lower layer, which both share.
     """
-    part = tower(64, 4, WINDOW, 180)
+    part = tower(64, 4, WINDOW, 188)
     unread = replace(two_stream(), num_links=0, whole_control="unread")
     return replace(unread, part=part, predict_weight=0.1)
 
