@@ -119,22 +119,27 @@ def time_steps(study: Study, path: Path) -> dict[str, Any]:
     if path.exists():
         kept: dict[str, Any] = json.loads(path.read_text())
         return kept
+    found = timed_steps(study, UNTIMED_STEPS, TIMED_STEPS)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found))
+    return found
+
+
+def timed_steps(study: Study, num_untimed: int, num_timed: int) -> dict[str, Any]:
+    """Type of the products, and median processor seconds of a step; the arms take turns."""
     systems = [sketch(run.system) for run in study.arms]
     choice = settle_precision("auto", systems, [], World(device=torch.device("cpu")))
     study = of_type(study, choice.precision)
     trainers = {run.name: trainer(run, study) for run in study.arms}
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
     stop = StopSignal()
-    for _ in range(UNTIMED_STEPS + TIMED_STEPS):
+    for _ in range(num_untimed + num_timed):
         for name, one in trainers.items():
             begin = time.process_time()
             one.step(stop)
             seconds[name].append(time.process_time() - begin)
-    medians = {name: quantile(own[UNTIMED_STEPS:], 0.5) for name, own in seconds.items()}
-    found = {"precision": choice.precision, "processor_seconds_a_step": medians}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found))
-    return found
+    medians = {name: quantile(own[num_untimed:], 0.5) for name, own in seconds.items()}
+    return {"precision": choice.precision, "processor_seconds_a_step": medians}
 
 
 def of_type(study: Study, precision: Any) -> Study:

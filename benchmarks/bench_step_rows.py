@@ -8,20 +8,15 @@ Processor seconds of one thread, both arms in turns; the limit is the ratio of a
 """
 
 import argparse
-import time
 from dataclasses import replace
 from typing import Any
 
 import torch
-from bench_first_run_seeds import of_type, trainer
-from record import finish, quantile
+from bench_first_run_seeds import timed_steps
+from record import finish
 
 from counterpoint.recipes.first_run import first_run
 from counterpoint.recipes.study import optimizer_shares
-from counterpoint.systems import sketch
-from counterpoint.train.distributed import World
-from counterpoint.train.precision import settle_precision
-from counterpoint.train.stop_signal import StopSignal
 
 UNTIMED_STEPS = 2
 
@@ -29,26 +24,15 @@ UNTIMED_STEPS = 2
 def timed(rows: int, num_steps: int) -> dict[str, Any]:
     """Return median processor seconds of a step of both arms, and two ratios."""
     study = replace(first_run(), minutes=None)
-    systems = [sketch(run.system) for run in study.arms]
-    choice = settle_precision("auto", systems, [], World(device=torch.device("cpu")))
-    study = of_type(study, choice.precision)
     arms = (replace(run, train=replace(run.train, batch_rows=rows)) for run in study.arms)
     study = replace(study, arms=tuple(arms))
-    trainers = {run.name: trainer(run, study) for run in study.arms}
-    seconds: dict[str, list[float]] = {name: [] for name in trainers}
-    stop = StopSignal()
-    for _ in range(UNTIMED_STEPS + num_steps):
-        for name, one in trainers.items():
-            begin = time.process_time()
-            one.step(stop)
-            seconds[name].append(time.process_time() - begin)
-    medians = {name: quantile(own[UNTIMED_STEPS:], 0.5) for name, own in seconds.items()}
+    found = timed_steps(study, UNTIMED_STEPS, num_steps)
+    seconds = found["processor_seconds_a_step"]
     shares = optimizer_shares(study)
     return {
         "rows": rows,
-        "precision": choice.precision,
-        "seconds_a_step": medians,
-        "ratio_of_seconds": medians["two_stream"] / medians["single_stream"],
+        **found,
+        "ratio_of_seconds": seconds["two_stream"] / seconds["single_stream"],
         "ratio_of_flops": (1 + shares["two_stream"]) / (1 + shares["single_stream"]),
     }
 
