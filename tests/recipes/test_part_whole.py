@@ -7,6 +7,7 @@ from counterpoint.data.tasks.source import TaskData
 from counterpoint.evaluate.latency import decode_latency
 from counterpoint.recipes.grid import costs
 from counterpoint.recipes.part_whole import part_whole
+from counterpoint.recipes.part_whole_equal import part_whole_equal
 from counterpoint.recipes.part_whole_gpu import GRAPH_BLOCKS as GPU_BLOCKS
 from counterpoint.recipes.part_whole_gpu import part_whole_gpu
 from counterpoint.recipes.part_whole_small import GRAPH_BLOCKS, part_whole_small
@@ -67,6 +68,19 @@ def test_small_forms_have_no_more_words_than_rows_have_room_for() -> None:
     for task in part_whole_small().tasks:
         texts = [FORMS[task].item(0, number).text.ljust(112, "\0") for number in range(100)]
         assert max(len(blocks_of(system, text)) for text in texts) <= GRAPH_BLOCKS
+
+
+def test_arms_are_equal_in_parameters_and_those_with_levels_in_flops_too() -> None:
+    grid = part_whole_equal()
+    for task in grid.tasks:
+        found = costs(grid, task)
+        first = found["deep_as_large"]
+        for name, cost in found.items():
+            assert cost.parameters == pytest.approx(first.parameters, rel=0.02)
+            if name == "hrt_words":
+                assert cost.flops == pytest.approx(first.flops, rel=0.05)
+            elif name != "deep_as_large":
+                assert 1.6 < cost.flops / first.flops < 1.8
 
 
 def test_the_arms_for_a_gpu_cost_the_same_and_have_room_for_their_words() -> None:
