@@ -56,7 +56,7 @@ def test_bash_completes_verbs_recipes_and_options(scripts: dict[str, str]) -> No
         "finetune_moshi first_run",
         (
             "front_loading front_loading_small part_whole part_whole_equal part_whole_gpu "
-            "part_whole_minutes part_whole_real part_whole_small --help"
+            "part_whole_minutes part_whole_real part_whole_seconds part_whole_small --help"
         ),
         "--minutes",
         "--num-ticks",

@@ -56,5 +56,12 @@ MINUTES: dict[str, PartWholeTask] = {
 }
 """A form for a first look within minutes, by name; its plan stands 40 symbols before the poem."""
 
-FORMS: dict[str, PartWholeTask] = TASKS | SMALL | MINUTES
+SECONDS: dict[str, PartWholeTask] = {
+    "sections_seconds": Sections(
+        num_sections=4, num_keys=1, num_questions=4, filler=0, num_values=10
+    ),
+}
+"""A form that is learned within seconds, by name; with one key it asks for no detail."""
+
+FORMS: dict[str, PartWholeTask] = TASKS | SMALL | MINUTES | SECONDS
 """All tasks that a grid may have, by name."""
