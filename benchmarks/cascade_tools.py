@@ -2,11 +2,12 @@
 
 Requests are heard by the embedded engines, and calls are found by a `SchemaCaller` (no language
 model). Recorded orders are of real people; generated ones, half of them with a self-correction,
-turns of dialogues (Schema-Guided Dialogue) and turns of the function-calling leaderboard, whose
-mocked APIs are called (`bfcl`), are spoken by a synthesiser. With `--exact` all words are heard as
-they are written, 0.32 s each, and no engine is needed. Arms differ in when calls are thought about,
-and in whether the first call of everything fails. Times are those of the processor (see
-`cascade_live.py`). Constant policies and oracles are scored beside them.
+others that rule a drink out or are withdrawn ("ruled out"), turns of dialogues (Schema-Guided
+Dialogue) and turns of the function-calling leaderboard, whose mocked APIs are called (`bfcl`), are
+spoken by a synthesiser. With `--exact` all words are heard as they are written, 0.32 s each, and no
+engine is needed. Arms differ in when calls are thought about, and in whether the first call of
+everything fails. Times are those of the processor (see `cascade_live.py`). Constant policies and
+oracles are scored beside them.
 
     python benchmarks/cascade_tools.py --sets generated recorded dialogues bfcl --items 20 \
         --recordings DATA/speech --dialogues DATA/sgd-mini/dev.jsonl --out results.json
@@ -35,6 +36,7 @@ from counterpoint.data.tasks.spoken_tools import (
     generated_requests,
     has_exactly,
     recorded_requests,
+    ruled_out_requests,
     said_values,
     score_requests,
     tool_policies,
@@ -54,7 +56,7 @@ from counterpoint.speech.partials import PartialTranscriber
 from counterpoint.speech.sayable import as_sayable
 from counterpoint.speech.voices import Synthesizer, Voice
 
-SETS = ("generated", "recorded", "dialogues", "bfcl")
+SETS = ("generated", "ruled out", "recorded", "dialogues", "bfcl")
 
 Tools = tuple[Tool, ...]
 
@@ -183,6 +185,8 @@ def requests_of(name: str, options: argparse.Namespace) -> list[ToolRequest]:
     """Return the requests of a set."""
     if name == "generated":
         return generated_requests(1_000_000, options.items)
+    if name == "ruled out":
+        return ruled_out_requests(1_000_000, options.items)
     if name == "bfcl":
         return chosen(api_requests(), options.items)
     folder = options.recordings if name == "recorded" else options.dialogues

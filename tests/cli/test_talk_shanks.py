@@ -11,7 +11,9 @@ import torch
 
 from counterpoint.cli import talk_shanks
 from counterpoint.cli.main import main
+from counterpoint.cli.talk_shanks_options import ShanksOptions, rules_of
 from counterpoint.runtime.cascade.lanes import TimedLane
+from counterpoint.runtime.cascade.thinking import ClauseTrigger
 from counterpoint.speech.audio import read_audio, write_audio
 from counterpoint.streams.timeline import Timeline
 from tests.cli.examples import without_loading
@@ -44,6 +46,7 @@ def test_options_and_files_are_checked_first(
 ) -> None:
     given = ["--input", str(recording), "--output", str(tmp_path / "out.wav")]
     assert "`--tail` must be" in complaint([*given, "--tail", "-1"], capsys)
+    assert "`--interrupt-at` must be" in complaint([*given, "--interrupt-at", "nan"], capsys)
     assert "must be an existing file" in complaint(["--input", str(tmp_path / "no.wav")], capsys)
     assert "must not overwrite" in complaint([*given[:2], "--output", str(recording)], capsys)
     assert '`--tools` must be "orders"' in complaint([*given, "--tools", "none.py"], capsys)
@@ -53,6 +56,14 @@ def test_options_and_files_are_checked_first(
     bad.write_text("1 / 0")
     assert "ZeroDivisionError" in complaint([*given, "--tools", str(bad)], capsys)
     assert "`--llm` must be" in complaint([*given, "--llm", "nothing"], capsys)
+
+
+def test_options_decide_about_thoughts_calls_and_interruptions() -> None:
+    usual = rules_of(ShanksOptions())
+    assert (usual.early_calls, usual.interrupt_at) == (True, 0.5)
+    never = rules_of(ShanksOptions(interrupt_at=1.5, clauses=True, after_listening=True))
+    assert (never.early_calls, never.interrupt_at) == (False, 1.5)
+    assert isinstance(never.trigger, ClauseTrigger)
 
 
 def test_missing_engine_is_named(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from counterpoint.cli.running import Running
-from counterpoint.cli.talk_shanks_options import ShanksOptions, check_shanks
+from counterpoint.cli.talk_shanks_options import ShanksOptions, check_shanks, rules_of
 from counterpoint.evaluate.report.answer import answer_table
 from counterpoint.evaluate.report.thinking_page import event_text
 from counterpoint.evaluate.report.watched import slowness_note, watched_numbers, write_watched
@@ -19,7 +19,7 @@ from counterpoint.files import shown
 from counterpoint.packages import check_modules
 from counterpoint.recipes.options import REQUIRED
 from counterpoint.recipes.overrides import parse
-from counterpoint.runtime.cascade.cascade import Cascade, CascadeRules
+from counterpoint.runtime.cascade.cascade import Cascade
 from counterpoint.runtime.cascade.ear import BLOCK_S, EAR_HZ
 from counterpoint.runtime.cascade.embedded import (
     SMALL_MODELS,
@@ -32,7 +32,6 @@ from counterpoint.runtime.cascade.lanes import ThreadLane, TimedLane
 from counterpoint.runtime.cascade.live import converse_with_microphone, listen
 from counterpoint.runtime.cascade.own_tools import open_tools
 from counterpoint.runtime.cascade.schema_caller import can_find
-from counterpoint.runtime.cascade.thinking import ClauseTrigger, FixedChunks
 from counterpoint.speech.audio import channel_blocks, write_stereo
 from counterpoint.streams.timeline import Event
 
@@ -109,11 +108,10 @@ def _hold(options: ShanksOptions, output: Running) -> _Held:
             is_small=is_small,
         )
         warm_up(engines)
-    trigger = ClauseTrigger() if options.clauses else FixedChunks(chunk_s=options.chunk_s)
     cascade = Cascade(
         engines,
         tools=tools,
-        rules=CascadeRules(trigger=trigger, early_calls=not options.after_listening),
+        rules=rules_of(options),
         lanes=TimedLane if options.at_once else ThreadLane,
         on_event=None if output.quiet else _print,
     )

@@ -6,6 +6,8 @@ from pathlib import Path
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.answer import check_answer_path
 from counterpoint.packages import check_modules
+from counterpoint.runtime.cascade.parts import CascadeRules
+from counterpoint.runtime.cascade.thinking import ClauseTrigger, FixedChunks
 from counterpoint.speech.audio import verify_audio
 
 
@@ -23,6 +25,7 @@ class ShanksOptions:
         tools: Tools that may be called: "orders", or a Python file with a list `TOOLS`.
         chunk_s: Seconds of speech after which the model thinks.
         clauses: Think when a clause is complete instead.
+        interrupt_at: Score of the judge from which on it interrupts you; above 1 for never.
         silent: Do not think while listening: the baseline.
         after_listening: Call tools only after the user has finished: the baseline.
         channel: Channel of the recording to hear, 0 is the left; by default the mean of all.
@@ -38,6 +41,7 @@ class ShanksOptions:
     tools: str = ""
     chunk_s: float = 4.0
     clauses: bool = False
+    interrupt_at: float = 0.5
     silent: bool = False
     after_listening: bool = False
     channel: int | None = None
@@ -58,9 +62,23 @@ def check_shanks(options: ShanksOptions) -> None:
             "`--tail` must be 0 to 600 seconds, and `--chunk-s` 0.5 to 60: got "
             f"{options.tail} and {options.chunk_s}."
         )
+    if not 0 < options.interrupt_at <= 2:
+        raise UserError(
+            "`--interrupt-at` must be above 0, and above 1 for never: got "
+            f"{options.interrupt_at}. Scores are from 0 to 1."
+        )
     if options.at_once and options.microphone:
         raise UserError("A microphone must be heard in real time: leave `--at-once` out.")
     check_answer_path(options.output, [] if options.input is None else [options.input])
     check_modules("matplotlib")  # needed when the conversation is over
     if options.input is not None:
         verify_audio(options.input)
+
+
+def rules_of(options: ShanksOptions) -> CascadeRules:
+    """Return the rules of a conversation with these options."""
+    return CascadeRules(
+        trigger=ClauseTrigger() if options.clauses else FixedChunks(chunk_s=options.chunk_s),
+        early_calls=not options.after_listening,
+        interrupt_at=options.interrupt_at,
+    )

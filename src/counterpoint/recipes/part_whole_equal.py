@@ -20,7 +20,8 @@ def part_whole_equal() -> Grid:
     """
     grid = part_whole_small()
     found = {arm.name: arm.system for arm in grid.arms}
-    deep, shared = found["deep"], found["shared_deep"]
+    deep = found["deep"]
+    shared = found["shared_deep"]
     if not isinstance(deep, TwoStreamConfig) or not isinstance(shared, TwoStreamConfig):
         raise TypeError("`deep` and `shared_deep` must be arms of two_stream.")
     layers = tower(72, 4, WINDOW, 240)

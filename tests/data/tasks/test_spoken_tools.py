@@ -12,6 +12,7 @@ from counterpoint.data.tasks.spoken_tools import (
     dialogue_tools,
     generated_requests,
     recorded_requests,
+    ruled_out_requests,
     score_requests,
     tool_policies,
 )
@@ -39,7 +40,7 @@ def test_arguments_are_said_before_they_are_known_and_fit_the_tool() -> None:
         assert all(value in said for value in call.arguments.values())
         before = " ".join(words[: call.known_words - 1])
         assert not all(value in before for value in call.arguments.values())
-        for stale in request.stale:
+        for _, stale in request.stale:
             assert stale["coffeeDrink"] != call.arguments["coffeeDrink"]
             assert stale["coffeeDrink"] in said
 
@@ -62,7 +63,7 @@ def test_floors_and_oracles() -> None:
 
 def test_score_counts_what_is_in_force_in_the_end() -> None:
     request = next(one for one in REQUESTS if one.stale)
-    call, stale = request.calls[0], request.stale[0]
+    call, (_, stale) = request.calls[0], request.stale[0]
     made = (MadeCall(ORDER, stale, 1.0), MadeCall(ORDER, call.arguments, 2.0))
     both = ToolOutcome(made, ((ORDER, stale), (ORDER, call.arguments)), 3.0)
     assert score_requests([request], [both])["success"] == 0
@@ -129,3 +130,23 @@ def test_counter_takes_an_order_once_and_back_for_good() -> None:
     assert tool.say is not None
     said = {"ordered": {"coffeeDrink": "mocha", "size": "small", "milkAmount": "some cream"}}
     assert tool.say(said) == "One small mocha with some cream."
+
+
+def test_orders_that_rule_something_out_or_are_withdrawn_have_their_floors() -> None:
+    requests = ruled_out_requests(0, 200)
+    assert requests == ruled_out_requests(0, 200)
+    assert 60 < sum(not one.calls for one in requests) < 140
+    for request in requests:
+        for _, stale in request.stale:
+            assert stale["coffeeDrink"] in request.text
+            assert all(call.arguments != stale for call in request.calls)
+    policies = tool_policies(requests)
+    scores = {
+        name: score_requests(requests, [policy(one) for one in requests])
+        for name, policy in policies.items()
+    }
+    assert scores["oracle"]["success"] == scores["oracle"]["total"] == 1
+    assert scores["oracle"]["stale"] == 0
+    assert scores["what was said first"]["stale"] == 1
+    assert scores["what was said first"]["success"] == 0
+    assert scores["never"]["success"] < 0.7

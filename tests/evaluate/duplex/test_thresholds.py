@@ -47,8 +47,30 @@ def test_curve_has_recall_false_alarms_and_latency_at_every_threshold() -> None:
 
 @pytest.mark.parametrize(("most", "expected"), [(0.0, 0.7), (0.34, 0.3), (1.0, 0.1)])
 def test_threshold_is_the_lowest_with_few_enough_alarms(most: float, expected: float) -> None:
-    assert calibrated_threshold(ATTEMPTS, most) == expected
+    assert calibrated_threshold(ATTEMPTS, most, tokens_per_s=20.0) == expected
 
 
 def test_threshold_without_any_score_never_interrupts() -> None:
-    assert calibrated_threshold([attempt([0.0, None], None)], 0.0) == 1.1
+    assert calibrated_threshold([attempt([0.0, None], None)], 0.0, tokens_per_s=20.0) == 1.1
+
+
+def test_chances_of_tokens_count_at_the_time_of_their_token() -> None:
+    """Ten tokens in half a second end within the speech; at one a second most would come later."""
+    user = Event(start_s=0.0, end_s=2.0, stream="user", kind="turn")
+    thought = Event(
+        start_s=1.0,
+        end_s=1.5,
+        stream="thought",
+        kind="thought",
+        payload={"chances": [0.1] * 8 + [0.9, 0.95]},
+    )
+    right = Attempt(timeline=Timeline(events=(user, thought)), wrong_s=None)
+    assert calibrated_threshold([right], 0.0, tokens_per_s=20.0) == 1.1
+    assert calibrated_threshold([right], 1.0, tokens_per_s=20.0) == 0.1
+    assert operating_curve([right], [0.92], 20.0)[0].right == 1.0
+
+
+def test_an_error_in_the_first_word_is_an_error() -> None:
+    (point,) = operating_curve([attempt([0.0, 0.9], 0.0)], [0.5], 1.0)
+    assert math.isnan(point.right)
+    assert (point.wrong, point.latency_s) == (1.0, 2.5)

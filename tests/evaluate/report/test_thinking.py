@@ -73,6 +73,20 @@ def test_delays_are_those_of_the_events() -> None:
     assert "-" in watched_numbers(Timeline(), 0.0, None).values()
 
 
+def test_a_call_is_early_if_its_result_is_and_counts_once() -> None:
+    """A result that comes after the user has stopped saves no time, whenever it was asked for."""
+    timeline = Timeline(
+        events=(
+            event("turn", 0.0, 2.0, "a latte and a mocha", "user", turn=1),
+            event("call", 0.5, 0.9, CALL, call=0, turn=1, ok=False, early=True, why="no result"),
+            event("call", 1.4, 1.8, CALL, call=0, turn=1, ok=True, early=True, response="{}"),
+            event("call", 1.9, 5.0, CALL, call=1, turn=1, ok=True, early=True, response="{}"),
+            event("call", 1.9, 5.0, CALL, call=2, turn=1, ok=False, early=True, why="no result"),
+        )
+    )
+    assert measure_delays(timeline)[2:] == (1, 1, 1)
+
+
 def test_files_show_everything(tmp_path: Path) -> None:
     sound = torch.zeros(2, 20 * RATE)
     sound[1, RATE // 2 : 2 * RATE] = 0.5

@@ -9,6 +9,7 @@ from counterpoint.data.tasks.spoken_tools import (
     MadeCall,
     ToolOutcome,
     generated_requests,
+    ruled_out_requests,
     score_requests,
 )
 from counterpoint.data.tasks.tool_world import Faults, OrderWorld, ToolWorld
@@ -52,3 +53,16 @@ def test_orders_heard_exactly_are_all_right(early: bool, failures: int) -> None:
     assert scores["stale"] == 0
     assert (scores["early"] > 0.569) == early  # the paper's share of early calls
     assert early or scores["early"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("early", [True, False])
+def test_what_was_ruled_out_or_withdrawn_is_not_in_force(early: bool) -> None:
+    requests = ruled_out_requests(1_000_000, 12)
+    assert any(not one.calls for one in requests)
+    rules = CascadeRules(trigger=FixedChunks(chunk_s=1.0), early_calls=early)
+    outcomes = [hear_in(OrderWorld(), f"{one.text}.", rules) for one in requests]
+    scores = score_requests(requests, outcomes)
+    assert scores["success"] == 1
+    assert scores["stale"] == 0

@@ -32,6 +32,13 @@ _ENDINGS = (
     "and i am in a bit of a hurry because my train leaves soon",
 )
 _CORRECTED_SHARE = 0.5
+_RULED_OUT = ("not a", "instead of a", "and i do not want a")
+_WITHDRAWALS = (
+    "actually cancel that",
+    "no never mind i am fine thank you",
+    "oh forget it i have to run",
+)
+_WITHDRAWN_SHARE = 0.5
 _WORD_S = 0.35  # an item of text alone has no times: its words take this long
 
 
@@ -57,7 +64,7 @@ class ToolRequest:
         name: Name of the item.
         text: What is said; empty if only the recording knows.
         calls: The calls that are right.
-        stale: Arguments that were said and then corrected.
+        stale: Calls that were said and then corrected, withdrawn or ruled out.
         recording: A recording of it; ``None`` if it must be synthesised.
         start: What the world is like before it, in the form that its world takes; ``None`` if that
             always begins alike.
@@ -66,7 +73,7 @@ class ToolRequest:
     name: str
     text: str
     calls: tuple[WantedCall, ...]
-    stale: tuple[Mapping[str, str], ...] = ()
+    stale: tuple[PlainCall, ...] = ()
     recording: Path | None = None
     start: Any = None
 
@@ -102,9 +109,9 @@ def _generated(seed: int, number: int) -> ToolRequest:
     rng = draw(seed, number)
     slots = _drawn(rng)
     said = f"{rng.choice(_OPENINGS)} {_spelled(slots)}"
-    stale: tuple[Mapping[str, str], ...] = ()
+    stale: tuple[PlainCall, ...] = ()
     if rng.random() < _CORRECTED_SHARE:
-        stale = (dict(slots),)
+        stale = ((ORDER, dict(slots)),)
         slots["coffeeDrink"] = rng.choice([one for one in _DRINKS if one != slots["coffeeDrink"]])
         said += f" {rng.choice(_CORRECTIONS)} {slots['coffeeDrink']}"
     known = len(said.split())
@@ -113,6 +120,33 @@ def _generated(seed: int, number: int) -> ToolRequest:
         text=f"{said} {rng.choice(_ENDINGS)}",
         calls=(WantedCall(ORDER, slots, known),),
         stale=stale,
+    )
+
+
+def ruled_out_requests(seed: int, number: int) -> list[ToolRequest]:
+    """Return orders that rule a drink out, and orders that are withdrawn.
+
+    The first kind says "a latte not a mocha" and wants the first; after the second, "a latte
+    actually cancel that", nothing may be in force. They are functions of a seed and their number.
+    """
+    return [_ruled_out(seed, place) for place in range(number)]
+
+
+def _ruled_out(seed: int, number: int) -> ToolRequest:
+    rng = draw(seed, number)
+    slots = _drawn(rng)
+    other = rng.choice([one for one in _DRINKS if one != slots["coffeeDrink"]])
+    said = f"{rng.choice(_OPENINGS)} {_spelled(slots)}"
+    known = len(said.split())
+    name = f"ruled out {seed} {number}"
+    if rng.random() < _WITHDRAWN_SHARE:
+        text = f"{said} {rng.choice(_WITHDRAWALS)}"
+        return ToolRequest(name=name, text=text, calls=(), stale=((ORDER, slots),))
+    return ToolRequest(
+        name=name,
+        text=f"{said} {rng.choice(_RULED_OUT)} {other} {rng.choice(_ENDINGS)}",
+        calls=(WantedCall(ORDER, slots, known),),
+        stale=((ORDER, slots | {"coffeeDrink": other}),),
     )
 
 
@@ -275,7 +309,7 @@ def score_requests(
             for call in outcome.made
             if call.at_s < outcome.stop_s
         )
-        old = {canonical(request.calls[0].name, own) for own in request.stale}
+        old = {canonical(name, own) for name, own in request.stale}
         sums["calls"] += gold.total()
         sums["early"] += (gold & early & force).total()
         sums["total"] += (gold & force).total()
@@ -320,7 +354,7 @@ def tool_policies(requests: Sequence[ToolRequest]) -> dict[str, ToolPolicy]:
 
     def first_said(request: ToolRequest) -> ToolOutcome:
         """Calls as soon as it can, and never corrects itself."""
-        stale = [WantedCall(request.calls[0].name, own, 0) for own in request.stale]
+        stale = [WantedCall(name, own, 0) for name, own in request.stale]
         calls = stale or request.calls
         return _outcome(calls, [0.0] * len(calls), _stop_s(request))
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from counterpoint.evaluate.duplex.turns import percentile
 from counterpoint.runtime.talk import AGENT, USER
-from counterpoint.streams.timeline import Timeline
+from counterpoint.streams.timeline import Event, Timeline
 
 
 class Delays(NamedTuple):
@@ -14,9 +14,10 @@ class Delays(NamedTuple):
     Attributes:
         first_sound_s: For each answered turn, from the end of the user's voice to the first sound.
         stop_s: For each interruption by the user, from its first sound to the agent's silence.
-        early_calls: Number of successful calls that were made while the user spoke.
-        late_calls: Number of those made later.
-        failed_calls: Number of calls without a result.
+        early_calls: Number of calls whose result came while the user spoke.
+        late_calls: Number of those whose result came later.
+        failed_calls: Number of calls without a result. One that failed and then succeeded when it
+            was repeated has one.
     """
 
     first_sound_s: tuple[float, ...]
@@ -44,16 +45,32 @@ def measure_delays(timeline: Timeline) -> Delays:
         for event in timeline.where(stream=AGENT, kind="interruption")
         if event.payload.get("by") == USER
     ]
-    calls = timeline.where(kind="call").events
-    done = [call for call in calls if call.payload.get("ok")]
-    early = sum(bool(call.payload.get("early")) for call in done)
+    attempts = {
+        (event.payload.get("call", f"event {place}"), place): event
+        for place, event in enumerate(timeline.where(kind="call"))
+    }
+    calls = {number for number, _ in attempts}
+    results = {
+        number: event
+        for (number, _), event in reversed(attempts.items())
+        if event.payload.get("ok")
+    }
+    early = sum(_is_early(event, timeline) for event in results.values())
     return Delays(
         first_sound_s=tuple(one.start_s - ends[one.payload.get("turn")] for one in answers),
         stop_s=tuple(stops),
         early_calls=early,
-        late_calls=len(done) - early,
-        failed_calls=len(calls) - len(done),
+        late_calls=len(results) - early,
+        failed_calls=len(calls) - len(results),
     )
+
+
+def _is_early(call: Event, timeline: Timeline) -> bool:
+    """Return whether the result of a call came before the turn that asks for it had ended."""
+    turns = timeline.where(stream=USER, kind="turn").events
+    asked = [turn for turn in turns if turn.payload.get("turn") == call.payload.get("turn")]
+    begun = [turn for turn in turns if turn.start_s <= call.start_s]
+    return any(call.end_s < turn.end_s for turn in (asked or begun)[-1:])
 
 
 def told(values: Sequence[float]) -> str:

@@ -116,14 +116,15 @@ def operating_curve(
     points = []
     for threshold in thresholds:
         times = [_crossing_s(one.timeline, threshold, tokens_per_s) for one in attempts]
-        right = [at is not None for at, one in zip(times, attempts, strict=True) if not one.wrong_s]
-        pairs = [(at, one.wrong_s) for at, one in zip(times, attempts, strict=True) if one.wrong_s]
-        late = [at - wrong_s for at, wrong_s in pairs if at is not None]
+        pairs = [(at, one.wrong_s) for at, one in zip(times, attempts, strict=True)]
+        right = [at is not None for at, wrong_s in pairs if wrong_s is None]
+        wrong = [(at, wrong_s) for at, wrong_s in pairs if wrong_s is not None]
+        late = [at - wrong_s for at, wrong_s in wrong if at is not None]
         points.append(
             OperatingPoint(
                 threshold=threshold,
                 right=sum(right) / len(right) if right else float("nan"),
-                wrong=len(late) / len(pairs) if pairs else float("nan"),
+                wrong=len(late) / len(wrong) if wrong else float("nan"),
                 latency_s=median(late) if late else float("nan"),
             )
         )
@@ -131,7 +132,7 @@ def operating_curve(
 
 
 def calibrated_threshold(
-    attempts: Sequence[Attempt], most_alarms: float, tokens_per_s: float = 1.0
+    attempts: Sequence[Attempt], most_alarms: float, tokens_per_s: float
 ) -> float:
     """Return the lowest threshold at which few enough right speakers are interrupted.
 

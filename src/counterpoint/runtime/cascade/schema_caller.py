@@ -1,9 +1,10 @@
 """A thinker without a language model: it finds the arguments of tools in what was said.
 
 Every parameter of a tool whose schema lists its values (`enum`) is looked for in the words: the
-newest value counts, so a speaker who says "large, no, small" means small. A tool is called as soon
-as its required parameters were found, and again, after the first call was taken back, when they
-change. Misheard words are found by their letters.
+newest value counts, so a speaker who says "large, no, small" means small. A value that is ruled
+out ("not a mocha", "without milk") does not count, nor does what was said before "cancel that" and
+the like. A tool is called as soon as its required parameters were found, and again, after the first
+call was taken back, when they change. Misheard words are found by their letters.
 
 Source: none; a baseline of ours that needs no training, to be compared with language models.
 """
@@ -23,6 +24,16 @@ _NUMBERS = [
     "nineteen", "twenty",
 ]  # fmt: skip
 """Recognisers write numbers as figures, and tools mostly have words."""
+
+_RULES_OUT = ("not", "without", "never", "dont", "instead of", "rather than")
+"""What makes the value after it one that is not wanted; "no" does so directly before it."""
+_BETWEEN = ("a", "an", "the", "any", "want", "like", "need", "have", "with")
+"""Words that may stand between."""
+_WITHDRAWS = (
+    "cancel that", "cancel it", "cancel the order", "cancel my order", "never mind", "nevermind",
+    "forget it", "forget that", "scratch that",
+)  # fmt: skip
+"""What takes back all that was said before it in a turn."""
 
 _MOST_WORDS = 200  # what was said long before is no part of a request
 _ALIKE = 0.82  # share of equal letters from which on misheard words count as found
@@ -68,13 +79,16 @@ class SchemaCaller:
 
     def __call__(self, scene: Scene) -> Iterator[str]:
         """See `SceneWriter`."""
-        heard = [_spelled(plain(word.text)) for word in scene.words[-_MOST_WORDS:]]
+        said = [_heard(word.text) for word in scene.words[-_MOST_WORDS:]]
+        heard = _after_withdrawal([word for word in said if word])
+        is_withdrawn = len(heard) < sum(map(bool, said))
         for tool in self._tools:
-            arguments = self.arguments(tool.parameters, [word for word in heard if word])
+            arguments = self.arguments(tool.parameters, heard)
             made = [call for call in scene.calls if call.tool.name == tool.name and call.is_wanted]
             wanted = None if arguments is None else canonical(tool.name, arguments)
             for call in made:
-                if wanted is not None and canonical(tool.name, call.arguments) != wanted:
+                is_other = canonical(tool.name, call.arguments) != wanted
+                if is_other and (wanted is not None or is_withdrawn):
                     yield _mark("cancel", tool.name, call.arguments)
             if arguments is not None:
                 yield _mark("call", tool.name, arguments)
@@ -88,13 +102,21 @@ class SchemaCaller:
             parameters: JSON schema of an object.
             heard: Words in lower case, without punctuation.
         """
+        heard = list(heard)
+        matches = [
+            (name, match)
+            for name, schema in parameters.get("properties", {}).items()
+            for value in schema.get("enum", ())
+            for match in self._matches(value, heard)
+        ]
+        best = [
+            one for one in matches if not any(_is_better(other, one[1]) for _, other in matches)
+        ]
         found = {}
-        for name, schema in parameters.get("properties", {}).items():
-            matches = [
-                match for value in schema.get("enum", ()) for match in self._matches(value, heard)
-            ]
-            if matches:
-                found[name] = _newest(matches).value
+        for name in parameters.get("properties", {}):
+            wanted = _wanted([match for of, match in best if of == name], heard)
+            if wanted:
+                found[name] = max(wanted, key=lambda match: (match.stop, match.worth)).value
         if any(name not in found for name in parameters.get("required", ())):
             return None
         return found or None
@@ -115,21 +137,52 @@ class SchemaCaller:
                     yield _Match(value, start, start + size, worth)
 
 
+def _wanted(matches: Sequence[_Match], heard: Sequence[str]) -> list[_Match]:
+    """Return the places of values that come after the last one at which the value is ruled out."""
+    out: dict[Any, int] = {}
+    for match in matches:
+        if _is_ruled_out(match, heard):
+            out[match.value] = max(match.stop, out.get(match.value, 0))
+    return [match for match in matches if match.start >= out.get(match.value, 0)]
+
+
+def _is_ruled_out(match: _Match, heard: Sequence[str]) -> bool:
+    """Return whether the words before a value say that it is not wanted."""
+    start = match.start
+    while start + 1 < match.stop and heard[start] in _BETWEEN:
+        start += 1
+    before = list(heard[:start])
+    if before and before[-1] == "no":
+        return True
+    while before and before[-1] in _BETWEEN:
+        before.pop()
+    said = " " + " ".join(before)
+    return any(said.endswith(f" {words}") for words in _RULES_OUT)
+
+
+def _after_withdrawal(heard: Sequence[str]) -> list[str]:
+    """Return the words after the last ones that take back what was said."""
+    for start in range(len(heard) - 1, -1, -1):
+        for words in map(str.split, _WITHDRAWS):
+            if list(heard[start : start + len(words)]) == words:
+                return list(heard[start + len(words) :])
+    return list(heard)
+
+
+def _heard(text: str) -> str:
+    """Return a word as values are spelled; a "no" before a mark rules nothing out."""
+    word = _spelled(plain(text))
+    return "no," if word == "no" and not text[-1].isalpha() else word
+
+
 def _spelled(word: str) -> str:
     return _NUMBERS[int(word)] if word.isdecimal() and int(word) < len(_NUMBERS) else word
 
 
-def _newest(matches: Sequence[_Match]) -> _Match:
-    """Return the newest match that does not overlap with a better one."""
-    kept = [
-        match
-        for match in matches
-        if not any(
-            other.start < match.stop and match.start < other.stop and other.worth > match.worth
-            for other in matches
-        )
-    ]
-    return max(kept, key=lambda match: (match.stop, match.worth))
+def _is_better(other: _Match, match: _Match) -> bool:
+    """Return whether some words are rather another value: "medium" in "medium roast"."""
+    overlaps = other.start < match.stop and match.start < other.stop
+    return overlaps and other.worth > match.worth
 
 
 def _mark(kind: str, name: str, arguments: Mapping[str, Any]) -> str:

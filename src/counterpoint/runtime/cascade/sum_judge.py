@@ -4,111 +4,153 @@ It understands "seven times eight is fifty four" and the like, with numbers up t
 or figures. Its score is how sure the recogniser is of the least certain word of a wrong sum: a
 misheard number is mostly a doubtful one, so the score can be calibrated like that of any model.
 
+It would rather miss a wrong sum than interrupt a speaker who is right: what can be read in two
+ways, such as "two plus three times four", is wrong only if it is so in both.
+
 Source: none; the scenario is that of SHANKS (arXiv:2510.06917), where a language model judges.
 """
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from types import MappingProxyType
 from typing import NamedTuple
 
-from counterpoint.runtime.cascade.returned import plain
+from counterpoint.runtime.cascade.spoken_numbers import Lexeme, lexemes, read_number
 from counterpoint.runtime.cascade.thinking import Scene
-from counterpoint.speech.partials import ScoredWord
 
-_SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen"
-)
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_VALUES: Mapping[str, int] = MappingProxyType(
-    {word: value for value, word in enumerate(_SMALL.split())}
-    | {word: 10 * value for value, word in enumerate(_TENS.split(), 2)}
-)
 _SIGNS: Mapping[str, Callable[[float, float], float]] = MappingProxyType(
     {
         "plus": operator.add,
         "minus": operator.sub,
         "times": operator.mul,
-        "by": operator.truediv,  # the word before it, "divided", carries nothing
+        "by": operator.truediv,
     }
 )
-_EQUALS = ("is", "equals", "are", "makes")
-_WRITTEN = {"+": " plus ", "=": " is ", "\N{MULTIPLICATION SIGN}": " times ", "/": " by "}
+_FIRST = ("times", "by")
+"""Signs that are computed first where a sum is read as it is written."""
+_PAUSE_WORDS = 3
+"""Number of other words after which a sign no longer belongs to the number that follows."""
 
 
 class _Part(NamedTuple):
-    """A number, a sign or a word of equality, and how sure the recogniser is of it."""
+    """A number, a sign, a word of equality or another word, and the lexeme after it."""
 
     kind: str
     value: float
+    decimals: int
     sure: float
+    end: int
 
 
 class SumJudge:
     """See `Judge`: the score is 0 unless a sum is wrong.
 
-    The last word of a turn that goes on is not judged: "fifty" may become "fifty four".
+    While a turn goes on, a number is judged only if a word follows that is no part of it: "fifty"
+    may become "fifty four", and the mark after the last word may go again.
     """
 
     def __call__(self, scene: Scene) -> float:
         """Return how sure it is that a sum of the turn is wrong."""
-        words = scene.words if scene.is_over else scene.words[:-1]
-        parts = list(_parts(words))
-        places = range(len(parts) - 4)
-        return max((_wrongness(parts[place : place + 5]) for place in places), default=0.0)
+        found = list(lexemes(scene.words))
+        parts = list(_parts(found))
+        settled = len(found)
+        if not scene.is_over:
+            settled = min(len(list(lexemes(scene.words[:-1]))), len(found) - 1)
+            if found and found[settled].kind in ("and", "point"):
+                settled -= 1  # it may go on with the number before it
+        places = [place for place, part in enumerate(parts) if part.kind == "is"]
+        return max((_wrongness(parts, place, settled) for place in places), default=0.0)
 
 
-def _wrongness(piece: Sequence[_Part]) -> float:
-    """Return how sure it is that five parts are a wrong sum."""
-    first, sign, second, equals, result = piece
-    kinds = (first.kind, second.kind, equals.kind, result.kind)
-    if sign.kind not in _SIGNS or kinds != ("number", "number", "is", "number"):
+def _parts(found: Sequence[Lexeme]) -> Iterator[_Part]:
+    """Yield numbers, signs and other words; a sign before a number alone belongs to it."""
+    at = 0
+    last = ""
+    while at < len(found):
+        kind = found[at].kind
+        begin = at
+        is_negative = kind == "minus" and last != "number" and at + 1 < len(found)
+        if is_negative and found[at + 1].is_number:
+            at += 1
+        if found[at].is_number:
+            value, decimals, at = read_number(found, at)
+            value = -value if found[begin].kind == "minus" else value
+            sure = min(one.sure for one in found[begin:at])
+            last = "number"
+            yield _Part(last, value, decimals, sure, at)
+            continue
+        at += 1
+        if kind == "by" and last in _FIRST:
+            continue  # the second word of "divided by" and "multiplied by"
+        last = kind if kind in (*_SIGNS, "is", ",") else "other"
+        yield _Part(last, 0.0, 0, found[begin].sure, at)
+
+
+def _wrongness(parts: Sequence[_Part], place: int, settled: int) -> float:
+    """Return how sure it is that what stands before and after a word of equality differ."""
+    left = _before(parts, place)
+    right = _after(parts, place)
+    if len(left) < 3 or not right or right[-1].end > settled:
         return 0.0
-    if sign.kind == "by" and not second.value:
+    sums = _readings(left)
+    results = [*_readings(right), right[0].value]
+    near = 1e-6 if right[0].decimals == 0 else 0.5001 / 10 ** right[0].decimals  # it is rounded
+    if not sums or any(abs(one - other) <= near for one in sums for other in results):
         return 0.0
-    right = _SIGNS[sign.kind](first.value, second.value)
-    return min(part.sure for part in piece) if abs(right - result.value) > 1e-6 else 0.0
+    return min(part.sure for part in (*left, parts[place], *right))
 
 
-def _parts(words: Sequence[ScoredWord]) -> Iterator[_Part]:
-    """Yield the numbers and signs among words; other words divide them."""
-    number: _Part | None = None
-    for word in words:
-        for text in _split(word.text):
-            value = _value(text)
-            if value is None:
-                if number is not None:
-                    yield number
-                number = None
-                if text in _SIGNS or text in _EQUALS:
-                    kind = "is" if text in _EQUALS else text
-                    yield _Part(kind, 0.0, word.probability)
-                elif text not in ("divided", "and", ""):
-                    yield _Part("word", 0.0, word.probability)
-            elif number is None:
-                number = _Part("number", value, word.probability)
-            else:
-                number = _joined(number, text, value, word.probability)
-    if number is not None:
-        yield number
+def _before(parts: Sequence[_Part], place: int) -> list[_Part]:
+    """Return the sum before a word of equality; empty if it may have begun earlier."""
+    begin = place - 1 if place and parts[place - 1].kind == "," else place
+    end = begin
+    while begin and parts[begin - 1].kind in ("number", *_SIGNS):
+        begin -= 1
+    earlier = begin
+    while earlier and begin - earlier < _PAUSE_WORDS and parts[earlier - 1].kind in ("other", ","):
+        earlier -= 1
+    unfinished = earlier > 0 and parts[earlier - 1].kind in _SIGNS
+    piece = list(parts[begin:end])
+    return piece if _alternates(piece) and not unfinished else []
 
 
-def _split(text: str) -> list[str]:
-    for written, spoken in _WRITTEN.items():
-        text = text.replace(written, spoken)
-    return [plain(piece) for piece in text.replace("-", " ").split()]
+def _after(parts: Sequence[_Part], place: int) -> list[_Part]:
+    """Return the number or the sum after a word of equality; empty if it is unfinished."""
+    end = place + 1
+    while end < len(parts) and parts[end].kind in ("number", *_SIGNS):
+        end += 1
+    piece = list(parts[place + 1 : end])
+    return piece if _alternates(piece) else []
 
 
-def _value(text: str) -> float | None:
-    if text.isdecimal():
-        return float(text)
-    if text in ("hundred", "thousand"):
-        return {"hundred": 100.0, "thousand": 1000.0}[text]
-    return None if text not in _VALUES else float(_VALUES[text])
+def _alternates(piece: Sequence[_Part]) -> bool:
+    """Return whether signs stand between numbers, and nothing else."""
+    kinds = [part.kind == "number" for part in piece]
+    return bool(kinds) and kinds[0] and kinds[-1] and all(a != b for a, b in pairwise(kinds))
 
 
-def _joined(number: _Part, text: str, value: float, sure: float) -> _Part:
-    """Return a number with its next word, as in "five hundred" and "fifty four"."""
-    joined = number.value * value if text in ("hundred", "thousand") else number.value + value
-    return _Part("number", joined, min(number.sure, sure))
+def _readings(piece: Sequence[_Part]) -> list[float]:
+    """Return the values of a sum as it is said and as it is written; none if it has no value."""
+    numbers = [part.value for part in piece[::2]]
+    signs = [part.kind for part in piece[1::2]]
+    try:
+        return [_computed(numbers, signs, first) for first in ((), _FIRST)]
+    except ZeroDivisionError:
+        return []
+
+
+def _computed(numbers: Sequence[float], signs: Sequence[str], first: Sequence[str]) -> float:
+    """Return the value of a sum from left to right, after some of its signs."""
+    kept = [numbers[0]]
+    later = []
+    for sign, number in zip(signs, numbers[1:], strict=True):
+        if sign in first:
+            kept[-1] = _SIGNS[sign](kept[-1], number)
+        else:
+            kept.append(number)
+            later.append(sign)
+    value = kept[0]
+    for sign, number in zip(later, kept[1:], strict=True):
+        value = _SIGNS[sign](value, number)
+    return value
