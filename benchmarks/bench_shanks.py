@@ -65,7 +65,7 @@ class Listener(NamedTuple):
     Attributes:
         folder: Folder of its run, or of results of shanks_stacks.py.
         name: Name of its arrangement there; empty for a run.
-        seed: Its seed.
+        seed: Its seed, for results; a run knows its own.
         rate: Its learning rate, for results.
         speaks: Whether it hears problems that are spoken sentence by sentence, not joined words.
     """
@@ -76,18 +76,18 @@ class Listener(NamedTuple):
     rate: float = 0.0
     speaks: bool = False
 
-    def opened(self, bank: str) -> tuple[System, SpokenMathsData]:
-        """Return the model and its data; models that hear sound need the bank of words."""
+    def opened(self, bank: str) -> tuple[System, SpokenMathsData, int]:
+        """Return the model, its data and its seed; sound of results needs the bank of words."""
         if not self.name:
             loaded = load(self.folder)
             if loaded.run is None or not isinstance(loaded.run.data, SpokenMathsData):
                 raise SystemExit(f"{self.folder} must be a run on spoken maths, or hold results.")
-            return loaded.system, loaded.run.data
+            return loaded.system, loaded.run.data, loaded.run.train.seed
         run = run_of(self.name, bank)
         system = build_system(run.system, 0)
         weights = load_file(self.folder / file_name(self.name, self.seed, self.rate))
         system.load_state_dict({key: value.float() for key, value in weights.items()})
-        return system.eval(), cast("SpokenMathsData", run.data)
+        return system.eval(), cast("SpokenMathsData", run.data), self.seed
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -162,7 +162,7 @@ def chosen(data: SpokenMathsData, number: int, *, fresh: bool) -> list[Heard]:
 def evaluated(bank: str, num_problems: int, fresh: bool, one: Listener) -> dict[str, Any]:
     """Let a model listen to all problems."""
     torch.set_num_threads(1)
-    system, data = one.opened(bank)
+    system, data, seed = one.opened(bank)
     problems = chosen(data, num_problems, fresh=fresh)
     arm = ARMS["sound" if data.sound is not None else data.arrangement]
     if one.speaks:
@@ -171,7 +171,7 @@ def evaluated(bank: str, num_problems: int, fresh: bool, one: Listener) -> dict[
     scores = {} if one.speaks else KindScorer(system.layout, data, problems).score(system)
     return {
         "arm": arm,
-        "seed": one.seed,
+        "seed": seed,
         "rows": [heard_by(system, data, own) for own in problems],
         "kinds": {kind: score._asdict() for kind, score in scores.items()},
         "ceiling": ceiling(data, problems),
