@@ -56,6 +56,8 @@ def test_options_and_files_are_checked_first(
     bad.write_text("1 / 0")
     assert "ZeroDivisionError" in complaint([*given, "--tools", str(bad)], capsys)
     assert "`--llm` must be" in complaint([*given, "--llm", "nothing"], capsys)
+    for address in ("http://[::1/v1", "http://127.0.0.1:abc/v1"):
+        assert "The address must begin" in complaint([*given, "--llm", address], capsys)
 
 
 def test_options_decide_about_thoughts_calls_and_interruptions() -> None:

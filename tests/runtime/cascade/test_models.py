@@ -97,6 +97,37 @@ def dripping(handler: Handler) -> None:
         handler.piece("x")
 
 
+def drip(handler: Handler, beginning: bytes) -> None:
+    """Send single bytes after a beginning; a client that listens to all of them is noted."""
+    with suppress(OSError):
+        handler.wfile.write(beginning)
+        for _ in range(3000):  # half a minute
+            if handler.wait(0.01):
+                return
+            handler.wfile.write(b"x")
+        handler.server.asked.append(("all of it was heard", None, {}))  # type: ignore[attr-defined]
+
+
+def dripping_a_line(handler: Handler) -> None:
+    drip(handler, b"HTTP/1.0 200 OK\r\n\r\ndata: ")
+
+
+def dripping_headers(handler: Handler) -> None:
+    drip(handler, b"HTTP/1.0 200 OK\r\nX-Long: ")
+
+
+def dripping_the_status(handler: Handler) -> None:
+    drip(handler, b"HTTP/1.0 200 O")
+
+
+def dripping_a_chunk(handler: Handler) -> None:
+    drip(handler, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nFFFF\r\ndata: ")
+
+
+def dripping_a_refusal(handler: Handler) -> None:
+    drip(handler, b"HTTP/1.0 503 No\r\nContent-Length: 100000\r\n\r\n")
+
+
 def leaving(handler: Handler) -> None:
     handler.begin()
     handler.piece("The capital of France is. ")
@@ -106,6 +137,13 @@ def naming_the_end(handler: Handler) -> None:
     handler.begin()
     handler.piece("Yes.")
     handler.event(json.dumps({"choices": [{"delta": {}, "finish_reason": "stop"}]}))
+
+
+def saying_null(handler: Handler) -> None:
+    handler.begin()
+    handler.event(json.dumps({"choices": [{"delta": {"role": "assistant", "content": None}}]}))
+    handler.piece("Yes.")
+    handler.event(json.dumps({"choices": [{"delta": None, "finish_reason": "stop"}]}))
 
 
 def nonsense(handler: Handler) -> None:
@@ -137,20 +175,28 @@ LONG_S = 60.0  # longer than any load of the machine holds up the server
         (late, 0.1, LONG_S, "must answer within 0.1 s"),
         (stalling, 0.1, LONG_S, "must answer within 0.1 s"),
         (dripping, LONG_S, 0.2, "must end its answer within 0.2 s"),
+        (dripping_a_line, LONG_S, 0.2, "must end its answer within 0.2 s"),
+        (dripping_headers, LONG_S, 0.2, "must end its answer within 0.2 s"),
+        (dripping_the_status, LONG_S, 0.2, "must end its answer within 0.2 s"),
+        (dripping_a_chunk, LONG_S, 0.2, "must end its answer within 0.2 s"),
+        (dripping_a_refusal, LONG_S, 0.2, "must end its answer within 0.2 s"),
+        (late, LONG_S, 0.2, "must end its answer within 0.2 s"),
         (nonsense, LONG_S, LONG_S, "must send events of OpenAI's form"),
         (refusing, LONG_S, LONG_S, "status 503, no model"),
         (leaving, LONG_S, LONG_S, "must say that its answer has ended"),
     ],
 )
 def test_bad_server_is_one_line(reply: Reply, wait_s: float, limit_s: float, reason: str) -> None:
-    with serving(reply) as (url, _):
+    with serving(reply) as (url, asked):
         model = EndpointModel(url, wait_s=wait_s, limit_s=limit_s)
         with pytest.raises(ModelError, match=reason):
             list(model(ASKED, 7))
+        assert {path for path, *_ in asked} <= {"/v1/chat/completions"}
 
 
-def test_answer_may_end_with_a_reason_to_finish() -> None:
-    with serving(naming_the_end) as (url, _):
+@pytest.mark.parametrize("reply", [naming_the_end, saying_null])
+def test_answer_may_end_with_a_reason_to_finish(reply: Reply) -> None:
+    with serving(reply) as (url, _):
         assert list(EndpointModel(url)(ASKED, 7)) == ["Yes."]
 
 
@@ -167,10 +213,24 @@ def test_server_that_is_down_is_one_line() -> None:
         list(EndpointModel(url)(ASKED, 7))
 
 
-@pytest.mark.parametrize("url", ["", "localhost:80", "ftp://a", "http://"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "localhost:80", "ftp://a", "http://", "http://:80/v1", "http://[::1/v1"),
+        *("http://a:abc/v1", "http://a:99999/v1", "http://a b/v1", "http://a..b/v1"),
+        *("http://a/b c/v1", "https://a/\N{LATIN SMALL LETTER U WITH DIAERESIS}/v1"),
+    ],
+)
 def test_address_must_be_one(url: str) -> None:
-    with pytest.raises(UserError, match="must begin with http"):
+    with pytest.raises(UserError, match=r"must begin with http.*: got ") as told:
         EndpointModel(url)
+    assert "\n" not in str(told.value)
+
+
+def test_address_of_many_figures_needs_no_port() -> None:
+    """Its end is no port, as the connections of Python take it for."""
+    connection = EndpointModel("http://[::1]/v1")._connection()
+    assert (connection.host, connection.port) == ("::1", 80)
 
 
 def test_conversation_survives_a_server_that_is_down_and_one_that_stalls() -> None:

@@ -6,14 +6,16 @@ and yields pieces of text as they are written. Anything else that does so may ta
 
 import atexit
 import http.client
+import io
 import json
 import queue
+import socket
 import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -37,6 +39,10 @@ _REPEATED = 1.05  # a small model soon gives its last answers again, whatever it
 _REPEATED_TOKENS = 256
 _ENDING_S = 5.0
 _LONGEST_LINE = 1 << 20
+_CONNECTIONS: Mapping[str, type[http.client.HTTPConnection]] = {
+    "http": http.client.HTTPConnection,
+    "https": http.client.HTTPSConnection,
+}
 
 
 class ModelError(UserError):
@@ -231,8 +237,8 @@ class EndpointModel:
         url: Address up to `/v1`, such as "http://127.0.0.1:8080/v1".
         model: Name of the model there.
         key: Key that the server wants; empty for none.
-        wait_s: Longest time to connect, and between two pieces.
-        limit_s: Longest time of a whole answer.
+        wait_s: Longest time to connect, to send a request, and until the next bytes come.
+        limit_s: Longest time of a whole answer, however slowly its bytes come.
 
     Raises:
         UserError: It is no address.
@@ -247,15 +253,20 @@ class EndpointModel:
         wait_s: float = 5.0,
         limit_s: float = 30.0,
     ) -> None:
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"The address must begin with http:// or https://: got {url!r}.")
-        self._parts = parts
         self._url = url
         self._model = model
         self._key = key
         self._wait_s = wait_s
         self._limit_s = limit_s
+        try:
+            self._parts = _address(url)
+            self._path = self._parts.path.rstrip("/") + "/chat/completions"
+            self._connection().putrequest("POST", self._path)  # checks them, and sends nothing
+        except (ValueError, http.client.InvalidURL) as error:
+            raise UserError(
+                "The address must begin with http:// or https:// and a host, such as "
+                f"http://127.0.0.1:8080/v1: got {url!r} ({error})."
+            ) from None
 
     def __call__(self, messages: Sequence[Message], most_tokens: int) -> Iterator[str]:
         """See `Complete`.
@@ -263,23 +274,32 @@ class EndpointModel:
         Raises:
             ModelError: The server fails or is too slow.
         """
-        kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
-        kind = kinds[self._parts.scheme]
-        connection = kind(self._parts.hostname or "", self._parts.port, timeout=self._wait_s)
+        ends_s = time.monotonic() + self._limit_s
+        connection = self._connection()
         try:
-            yield from self._pieces(connection, messages, most_tokens)
+            self._ask(connection, messages, most_tokens)
+            yield from self._pieces(_TimedReader(connection.sock, self._wait_s, ends_s))
         except TimeoutError:
-            raise ModelError(
-                f"{self._url} must answer within {self._wait_s:g} s: it did not."
-            ) from None
+            must = f"answer within {self._wait_s:g} s"
+            if time.monotonic() >= ends_s:
+                must = f"end its answer within {self._limit_s:g} s"
+            raise ModelError(f"{self._url} must {must}: it did not.") from None
         except (OSError, http.client.HTTPException) as error:
             raise ModelError(f"{self._url} must be reachable: {error}.") from None
         finally:
             connection.close()
 
-    def _pieces(
+    def _connection(self) -> http.client.HTTPConnection:
+        """Return a connection that is not open yet."""
+        kind = _CONNECTIONS[self._parts.scheme]
+        # Without a port it would take the end of an IPv6 address for one.
+        port = kind.default_port if self._parts.port is None else self._parts.port
+        wait_s = min(self._wait_s, self._limit_s)
+        return kind(self._parts.hostname or "", port, timeout=wait_s)
+
+    def _ask(
         self, connection: http.client.HTTPConnection, messages: Sequence[Message], most: int
-    ) -> Iterator[str]:
+    ) -> None:
         content = {
             "model": self._model,
             "messages": [dict(message) for message in messages],
@@ -290,19 +310,17 @@ class EndpointModel:
         headers = {"Content-Type": "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
-        ends_s = time.monotonic() + self._limit_s
-        path = self._parts.path.rstrip("/") + "/chat/completions"
-        connection.request("POST", path, json.dumps(content), headers)
-        with connection.getresponse() as response:
+        connection.request("POST", self._path, json.dumps(content), headers)
+
+    def _pieces(self, reader: "_TimedReader") -> Iterator[str]:
+        response = http.client.HTTPResponse(cast("socket.socket", reader), method="POST")
+        with response:
+            response.begin()
             if response.status != 200:
                 told = response.read(500).decode(errors="replace")
                 raise ModelError(f"{self._url} must answer: status {response.status}, {told}.")
             has_ended = False
             while line := response.readline(_LONGEST_LINE):
-                if time.monotonic() > ends_s:
-                    raise ModelError(
-                        f"{self._url} must end its answer within {self._limit_s:g} s: it did not."
-                    )
                 text = line.decode(errors="replace").strip()
                 if text == "data: [DONE]":
                     return
@@ -320,7 +338,8 @@ class EndpointModel:
         try:
             for choice in json.loads(text)["choices"]:
                 has_ended |= choice.get("finish_reason") is not None
-                if piece := choice["delta"].get("content"):
+                delta = choice["delta"]  # some servers send null where nothing is said
+                if delta is not None and (piece := delta.get("content")):
                     pieces.append(str(piece))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ModelError(
@@ -329,8 +348,54 @@ class EndpointModel:
         return _Delta(pieces, has_ended)
 
 
+def _address(url: str) -> urllib.parse.SplitResult:
+    """Return the parts of an address.
+
+    Raises:
+        ValueError: It is none.
+    """
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in _CONNECTIONS or not parts.hostname:
+        raise ValueError("one of them is missing")
+    parts.hostname.encode("idna")  # as it is looked up
+    return parts
+
+
 class _Delta(NamedTuple):
     """What an event of a server tells: pieces of text, and whether the answer ends with them."""
 
     pieces: list[str]
     has_ended: bool
+
+
+class _TimedReader(io.RawIOBase):
+    """What an open socket receives, until a moment.
+
+    The timeout of a socket is that of one reading. A server that sends a byte now and then would
+    hold its reader far beyond the limit: within a line, in the headers, in the size of a chunk.
+    """
+
+    def __init__(self, connected: socket.socket, wait_s: float, ends_s: float) -> None:
+        self._socket = connected
+        self._wait_s = wait_s
+        self._ends_s = ends_s
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        """Return itself as a file: all that `HTTPResponse` asks of a socket."""
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        """See `io.RawIOBase`."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """See `io.RawIOBase`.
+
+        Raises:
+            TimeoutError: Nothing came for `wait_s` seconds, or the moment has passed.
+        """
+        rest_s = self._ends_s - time.monotonic()
+        if rest_s <= 0:
+            raise TimeoutError
+        self._socket.settimeout(min(self._wait_s, rest_s))
+        return self._socket.recv_into(buffer)
