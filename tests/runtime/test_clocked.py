@@ -45,7 +45,7 @@ class SlowTools:
         self.seconds = list(seconds)
         self.due: list[tuple[float, Response]] = []
 
-    def start(self, call: int, text: str, now_s: float) -> None:
+    def start(self, call: int, text: str, now_s: float, *, is_over: bool) -> None:
         self.due.append((now_s + self.seconds.pop(0), Response(call, f"done {text}")))
 
     def wait(self, until_s: float) -> float:
@@ -57,6 +57,8 @@ class SlowTools:
         return here
 
 
+NAN = float("nan")
+INFINITE = float("inf")
 CONFIG = ClockConfig(chunk_s=2.0, tokens_per_s=2.0)  # four tokens a chunk
 
 
@@ -171,12 +173,69 @@ def test_a_tool_that_never_answers_does_not_hold_up_the_answer() -> None:
     assert (answer.text, answer.start_s) == ("sorry", 2 + 1.5 + CONFIG.patience_s + 0.5)
 
 
+class BrokenTools(SlowTools):
+    """Fails at every call."""
+
+    def start(self, call: int, text: str, now_s: float, *, is_over: bool) -> None:
+        self.due.append((now_s, Response(call, f"no call: {text}", ok=False)))
+
+
+@pytest.mark.parametrize(
+    ("tools", "why"), [(None, "there are no tools"), (BrokenTools(), "no call: {bad json")]
+)
+def test_a_call_that_cannot_be_made_is_told(tools: SlowTools | None, why: str) -> None:
+    program = Program(["<tool_call>", "{bad json", "</tool_call>", "</think>"])
+    decoder = ClockedDecoder(program, CONFIG, tools=tools)
+    decoder.hear("one", 0, 2)
+    (call,) = decoder.timeline.where(kind="call")
+    assert (call.start_s, call.end_s, call.text) == (3.5, 3.5, "{bad json")
+    assert call.payload == {"chunk": 0, "call": 0, "early": True, "ok": False, "why": why}
+    told = [f"<tool_response>{why}</tool_response>"] if tools else []
+    assert program.context[4:] == ["</tool_call>", *told, "</think>"]
+
+
+@pytest.mark.parametrize(
+    ("thought", "how"),
+    [
+        (["<tool_call>", '{"name":', "x", "x", "x"], "budget"),
+        (["<tool_call>", '{"name":', "xx", "</think>"], "model"),
+        (["<tool_call>", '{"name":', "xx", "[INTERRUPT]"], "interruption"),
+    ],
+)
+def test_a_call_without_an_end_is_told(thought: list[str], how: str) -> None:
+    decoder = ClockedDecoder(Program(thought), CONFIG)
+    decoder.hear("one", 0, 2)
+    assert closed(decoder.timeline) == [how]
+    (call,) = decoder.timeline.where(kind="call")
+    assert (call.text, call.payload["ok"]) == ('{"name":xx', False)
+    assert "closed before the call was complete" in call.payload["why"]
+
+
 def test_the_timeline_can_be_written_and_read() -> None:
     decoder = ClockedDecoder(Program(["a", "</think>"]), CONFIG, SimulatedClock(2.0))
     decoder.hear("one", 0, 2)
     assert Timeline.from_jsonl(decoder.timeline.to_jsonl()) == decoder.timeline
 
 
-def test_a_clock_without_time_is_refused() -> None:
-    with pytest.raises(UserError, match="must be positive"):
-        ClockConfig(tokens_per_s=0)
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ({"tokens_per_s": 0}, "must be positive"),
+        ({"chunk_s": NAN}, "must be positive"),
+        ({"tokens_per_s": INFINITE}, "must be positive and finite"),
+        ({"chunk_s": 0.01, "tokens_per_s": 10}, "must be at least 1"),
+        ({"patience_s": NAN}, "must be 0 or more"),
+        ({"patience_s": -1}, "must be 0 or more"),
+        ({"threshold": NAN}, "must be a chance from 0 to 1"),
+        ({"threshold": -0.1}, "must be a chance from 0 to 1"),
+    ],
+)
+def test_a_clock_that_makes_no_sense_is_refused(setting: dict[str, Any], why: str) -> None:
+    with pytest.raises(UserError, match=why) as told:
+        ClockConfig(**setting)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.0, 0.5, 1.0, 1.1, INFINITE])
+def test_a_threshold_may_be_above_every_chance(threshold: float | None) -> None:
+    assert ClockConfig(threshold=threshold).threshold == threshold

@@ -1,8 +1,10 @@
 """A model that thinks while it hears: its timeline says who closed the thought and the answer."""
 
+import pytest
 import torch
 
 from counterpoint.data.tasks.spoken_maths.words import Words
+from counterpoint.errors import UserError
 from counterpoint.runtime.parallel import ParallelConfig, think_in_parallel
 from counterpoint.runtime.thinker import SystemThinker
 from counterpoint.streams.rounds import Marks
@@ -38,6 +40,11 @@ def test_the_end_of_the_speech_closes_a_thought_and_the_budget_an_answer() -> No
 
 def test_an_interruption_closes_a_thought_and_the_budget_the_answer_after_it() -> None:
     assert closed(listened(threshold=0.0)) == ("interruption", "budget")
+
+
+def test_a_threshold_that_is_no_number_is_refused() -> None:
+    with pytest.raises(UserError, match="must be a chance from 0 to 1"):
+        ParallelConfig(threshold=float("nan"))
 
 
 def test_the_model_closes_a_thought_that_it_ends_itself() -> None:

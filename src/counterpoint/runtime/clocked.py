@@ -11,22 +11,25 @@ Every decision is an event of a `Timeline`:
     stream    kind          from, to                        payload
     user      chunk         start and end of the chunk      chunk, last
     thought   thought       first to last token             chunk, tokens, closed, chances
-    agent     call          call written, response arrived  chunk, call, early, ok, response
+    agent     call          call written, response arrived  chunk, call, early, ok, response or why
     agent     interruption  the decision                    chunk
     agent     answer        first to last token             chunk, tokens, closed
 
 ``text`` holds what was heard, thought, called or answered. ``closed`` says who closed a thought or
 an answer: the "model", an "interruption", the "budget" of tokens, or the "clock". ``chances`` are
 those of an interruption before each token of the thought, null if the model does not tell. A call
-is ``early`` if the user was still speaking, and ``ok`` is null if no response arrived.
+is ``early`` if the user was still speaking, and ``ok`` is null if no response arrived. A call that
+has failed, or could not be made, says ``why``: its tool failed or refused what was written, there
+are no tools, or the thought was closed before the call was complete.
 
 Source: SHANKS (arXiv:2510.06917), section 2.1 and appendix A. Beyond it: tools take time, a
 threshold decides about interruptions, and responses that come late are read in the next round.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from counterpoint.errors import UserError
 from counterpoint.streams.rounds import THOUGHT, Marks
@@ -107,7 +110,7 @@ class Response(NamedTuple):
 
     Attributes:
         call: Number of the call, counted from 0.
-        text: The response.
+        text: The response; why there is none if the call has failed.
         ok: Whether the call succeeded.
     """
 
@@ -120,14 +123,34 @@ class Response(NamedTuple):
 class Tools(Protocol):
     """Tools that a model may call while it listens."""
 
-    def start(self, call: int, text: str, now_s: float) -> None:
-        """Begin a call; ``text`` stands between `Marks.call` and `Marks.call_end`."""
+    def start(self, call: int, text: str, now_s: float, *, is_over: bool) -> None:
+        """Begin a call, unless it is none: then its response is not ``ok``, and says why.
+
+        Args:
+            call: Number of the call.
+            text: What stands between `Marks.call` and `Marks.call_end`.
+            now_s: Time of the conversation.
+            is_over: Whether the user has finished.
+        """
 
     def wait(self, until_s: float) -> float:
         """Return when the next response arrives, or ``until_s`` if none does before that."""
 
     def arrived(self, now_s: float) -> Sequence[Response]:
         """Return the responses that have arrived by now; each is returned once."""
+
+
+def check_threshold(threshold: float | None) -> None:
+    """Refuse what is no threshold of an interruption; see `ClockConfig.threshold`.
+
+    Raises:
+        UserError: It is negative or no number.
+    """
+    if threshold is not None and not threshold >= 0:
+        raise UserError(
+            "`threshold` must be a chance from 0 to 1, or above 1 for no interruption: got "
+            f"{threshold}."
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,11 +177,20 @@ class ClockConfig:
     marks: Marks = field(default_factory=Marks)
 
     def __post_init__(self) -> None:
-        if not (self.chunk_s > 0 and self.tokens_per_s > 0 and self.answer_tokens > 0):
+        needed = (self.chunk_s, self.tokens_per_s, self.answer_tokens)
+        if not all(0 < number < math.inf for number in needed):
             raise UserError(
-                "`chunk_s`, `tokens_per_s` and `answer_tokens` must be positive: got "
+                "`chunk_s`, `tokens_per_s` and `answer_tokens` must be positive and finite: got "
                 f"{self.chunk_s}, {self.tokens_per_s} and {self.answer_tokens}."
             )
+        if self.budget < 1:
+            raise UserError(
+                "`chunk_s` times `tokens_per_s` must be at least 1, the shortest thought: got "
+                f"{self.chunk_s} and {self.tokens_per_s}. Take longer chunks."
+            )
+        if not 0 <= self.patience_s < math.inf:
+            raise UserError(f"`patience_s` must be 0 or more seconds: got {self.patience_s}.")
+        check_threshold(self.threshold)
 
     @property
     def budget(self) -> int:
@@ -267,13 +299,14 @@ class ClockedDecoder:
                     closed = "interruption"
                 elif text.endswith(marks.close):
                     closed = "model"
-                elif self.tools is not None and text.endswith(marks.call_end):
+                elif marks.call and text.endswith(marks.call_end):
                     self._call(text, number, until_s, last=last)
         if closed != "model":
             self.thinker.read(marks.close)
         text = text.removesuffix(marks.close).removesuffix(marks.interrupt).strip()
         payload = {"chunk": number, "tokens": num_tokens, "closed": closed, "chances": chances}
         self._add(start_s, clock.now(), THOUGHT, "thought", text, **payload)
+        self._refuse_unfinished(text, number, last=last)
         return closed == "interruption"
 
     def _next(self, proposal: Proposal) -> str:
@@ -312,30 +345,50 @@ class ClockedDecoder:
     def _call(self, thought: str, number: int, until_s: float, *, last: bool) -> None:
         """Make the call that ends a thought so far, and read its response if it comes in time."""
         marks = self.config.marks
-        text = thought.removesuffix(marks.call_end).rpartition(marks.call)[2].strip()
-        call = self._num_calls
+        text = thought.removesuffix(marks.call_end).rpartition(marks.call)[2]
+        event = self._called(text, number, last=last)
+        if self.tools is None:  # the model was told of none, and may have no ids for a response
+            self._settle(event, "there are no tools", ok=False)
+            return
+        call = event.payload["call"]
+        self._calls[call] = event
+        self.tools.start(call, event.text, event.start_s, is_over=last)
+        patient_s = event.start_s + self.config.patience_s
+        self.clock.reach(self.tools.wait(patient_s if last else until_s))
+        self._read_responses()
+
+    def _refuse_unfinished(self, thought: str, number: int, *, last: bool) -> None:
+        """Tell of a call whose end the model did not write before its thought was closed."""
+        marks = self.config.marks
+        rest = thought.rpartition(marks.call_end)[2] if marks.call else ""
+        if marks.call and marks.call in rest:
+            event = self._called(rest.partition(marks.call)[2], number, last=last)
+            self._settle(event, "the thought was closed before the call was complete", ok=False)
+
+    def _called(self, text: str, number: int, *, last: bool) -> Event:
+        """Return the event of a new call, of which nothing has come yet."""
         now_s = self.clock.now()
+        call = self._num_calls
         self._num_calls += 1
-        self._calls[call] = Event(
+        return Event(
             start_s=now_s,
             end_s=now_s,
             stream=AGENT,
             kind="call",
-            text=text,
+            text=text.strip(),
             payload={"chunk": number, "call": call, "early": not last, "ok": None},
         )
-        tools = cast("Tools", self.tools)
-        tools.start(call, text, now_s)
-        self.clock.reach(tools.wait(now_s + self.config.patience_s if last else until_s))
-        self._read_responses()
+
+    def _settle(self, event: Event, text: str, *, ok: bool) -> None:
+        """Record what came of a call."""
+        payload = {**event.payload, "ok": ok, "response" if ok else "why": text}
+        self._events.append(replace(event, end_s=self.clock.now(), payload=payload))
 
     def _read_responses(self) -> None:
         """Read the responses of tools that have arrived."""
         marks = self.config.marks
         for response in () if self.tools is None else self.tools.arrived(self.clock.now()):
-            event = self._calls.pop(response.call)
-            payload = {**event.payload, "ok": response.ok, "response": response.text}
-            self._events.append(replace(event, end_s=self.clock.now(), payload=payload))
+            self._settle(self._calls.pop(response.call), response.text, ok=response.ok)
             self.thinker.read(f"{marks.response}{response.text}{marks.response_end}")
 
     def _add(

@@ -8,7 +8,7 @@ tick is written. The events are those of `counterpoint.runtime.clocked`. A thoug
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from counterpoint.runtime.clocked import AGENT, USER, Closed, Proposal
+from counterpoint.runtime.clocked import AGENT, USER, Closed, Proposal, check_threshold
 from counterpoint.runtime.thinker import SystemThinker
 from counterpoint.streams.rounds import THOUGHT, Marks
 from counterpoint.streams.timeline import Event, Timeline
@@ -31,6 +31,9 @@ class ParallelConfig:
     answer_tokens: int = 30
     threshold: float | None = None
     marks: Marks = field(default_factory=Marks)
+
+    def __post_init__(self) -> None:
+        check_threshold(self.threshold)
 
 
 def think_in_parallel(

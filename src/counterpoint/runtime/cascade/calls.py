@@ -158,17 +158,21 @@ class Calls:
         """
         return tuple(call for call in self.calls if self._first_turn <= call.turn <= turn)
 
-    def request(self, block: str, turn: int, now_s: float) -> None:
+    def request(self, block: str, turn: int, now_s: float) -> Call | None:
         """Ask for the call that a model wrote, if the same is not asked for already.
 
         Args:
             block: JSON text with `name` and `arguments`.
             turn: Number of the user's turn.
             now_s: Time of the conversation.
+
+        Returns:
+            The call, perhaps an equal one of before; ``None`` if what was written is none, which
+            the newest event tells.
         """
         written = self._read(block, now_s)
         if written is None:
-            return
+            return None
         tool, arguments = written
         made = [
             call
@@ -177,8 +181,9 @@ class Calls:
         ]
         if not made:
             self._number += 1
-            call = Call(number=self._number, tool=tool, arguments=arguments, turn=turn)
-            self.calls.append(call)
+            made = [Call(number=self._number, tool=tool, arguments=arguments, turn=turn)]
+            self.calls += made
+        return made[0]
 
     def cancel(self, block: str, turn: int, now_s: float) -> None:
         """Take back the call that a model names, and undo its effect if its tool can.

@@ -1,0 +1,71 @@
+"""The calls of a cascade as the tools of a model that thinks against a clock."""
+
+from counterpoint.runtime.cascade.calls import Call, Calls
+from counterpoint.runtime.clocked import Clock, Response
+
+_TURN = 0  # a `ClockedDecoder` hears one turn of the user
+
+
+class ClockedCalls:
+    """Makes what a model calls while it listens, by the rules of `Calls`; these are `Tools`.
+
+    What is no call of a tool is refused. A call that fails is made again with the same idempotency
+    key, one that takes too long or returns too much has failed, and equal calls are made once. A
+    tool that is not safe may be called only when the user has finished: before that its call is
+    refused, and the model may write it again in its last thought. Every attempt is one of
+    `Calls.events`; `Calls.leave` ends what still runs when the conversation is over.
+
+    Args:
+        calls: The calls. Their lanes must go with the clock: `TimedLane` with a simulated one,
+            `ThreadLane` with a real one.
+        clock: The clock of the decoder.
+        step_s: Seconds after which results are looked for again, while they are waited for.
+    """
+
+    def __init__(self, calls: Calls, clock: Clock, step_s: float = 0.02) -> None:
+        self._calls = calls
+        self._clock = clock
+        self._step_s = step_s
+        self._is_over = False
+        self._asked: dict[int, Call] = {}  # by the number that the decoder gave
+        self._refused: list[Response] = []
+
+    def start(self, call: int, text: str, now_s: float, *, is_over: bool) -> None:
+        """Begin a call; see `Tools.start`."""
+        self._is_over = is_over
+        asked = self._calls.request(text, _TURN, now_s)
+        if asked is None:
+            why = self._calls.events[-1].payload["why"]
+            self._refused.append(Response(call, why, ok=False))
+        elif not (is_over or asked.tool.is_safe):
+            self._calls.retract(asked, now_s)
+            why = f"{asked.tool.name} may be called only when the user has finished"
+            self._refused.append(Response(call, why, ok=False))
+        else:
+            self._asked[call] = asked
+        self._advance(now_s)
+
+    def wait(self, until_s: float) -> float:
+        """Wait for the next response; see `Tools.wait`."""
+        while not self._has_arrived() and self._clock.now() < until_s:
+            self._clock.reach(min(self._clock.now() + self._step_s, until_s))
+            self._advance(self._clock.now())
+        return self._clock.now()
+
+    def arrived(self, now_s: float) -> list[Response]:
+        """Return the responses that have arrived by now; see `Tools.arrived`."""
+        self._advance(now_s)
+        found, self._refused = self._refused, []
+        for number, call in list(self._asked.items()):
+            if call.is_settled:
+                is_done = call.state == "done"
+                text = call.result if is_done else call.reason or call.state
+                found.append(Response(number, text, ok=is_done))
+                del self._asked[number]
+        return found
+
+    def _has_arrived(self) -> bool:
+        return bool(self._refused) or any(call.is_settled for call in self._asked.values())
+
+    def _advance(self, now_s: float) -> None:
+        self._calls.advance(now_s, is_over=self._is_over, is_speaking=not self._is_over)
