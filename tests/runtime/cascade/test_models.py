@@ -227,6 +227,13 @@ def test_address_must_be_one(url: str) -> None:
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("key", ["secret\n", "secr\u00e9t"])
+def test_key_must_be_one_line_and_is_not_told(key: str) -> None:
+    with pytest.raises(UserError, match="The key must be printable ASCII") as told:
+        EndpointModel("http://127.0.0.1:8080/v1", key=key)
+    assert "secr" not in str(told.value)
+
+
 def test_address_of_many_figures_needs_no_port() -> None:
     """Its end is no port, as the connections of Python take it for."""
     connection = EndpointModel("http://[::1]/v1")._connection()

@@ -241,7 +241,7 @@ class EndpointModel:
         limit_s: Longest time of a whole answer, however slowly its bytes come.
 
     Raises:
-        UserError: It is no address.
+        UserError: It is no address, or the key cannot be sent.
     """
 
     def __init__(
@@ -258,6 +258,11 @@ class EndpointModel:
         self._key = key
         self._wait_s = wait_s
         self._limit_s = limit_s
+        if not (key.isascii() and key.isprintable()):  # the key itself is told to nobody
+            raise UserError(
+                f"The key must be printable ASCII in one line: got {len(key)} characters of which "
+                "some are not. Look for a line break at its end."
+            )
         try:
             self._parts = _address(url)
             self._path = self._parts.path.rstrip("/") + "/chat/completions"
