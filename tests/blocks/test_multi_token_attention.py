@@ -346,9 +346,11 @@ def plain_and_fitted(mixer: MultiTokenConfig) -> tuple[SingleStream, SingleStrea
     return plain, SingleStream(fitted).eval()
 
 
+@pytest.mark.parametrize("num_kv_heads", [None, 4])
 @torch.no_grad()
-def test_a_fitted_model_computes_what_the_plain_one_does() -> None:
-    plain, fitted = plain_and_fitted(MultiTokenConfig(conv_every=2, head_norm="none"))
+def test_a_fitted_model_computes_what_the_plain_one_does(num_kv_heads: int | None) -> None:
+    mixer = MultiTokenConfig(conv_every=2, head_norm="none", num_kv_heads=num_kv_heads)
+    plain, fitted = plain_and_fitted(mixer)
     retrofit(fitted, plain)
     ids = torch.randint(0, 13, (2, 100))
     batch = Batch(ticks={"part": ids}, targets={}, document_start=torch.zeros_like(ids), size=200)
@@ -364,7 +366,7 @@ def test_a_fitted_model_computes_what_the_plain_one_does() -> None:
         ({"window": 30}, "`window` of 'tower' must be 40"),
         ({"num_layers": 3}, "must have the config of the plain one"),
         ({"head_norm": "gate"}, "`head_norm` must be 'none', got 'gate'"),
-        ({"num_kv_heads": 2}, "`num_kv_heads` of 'tower' must be None"),
+        ({"num_kv_heads": 2}, "`num_kv_heads` of 'tower' must be 4, as in the old model, got 2"),
         ({"rope": RopeConfig(base=50.0)}, "`rope` of 'tower'"),
     ],
 )

@@ -5,12 +5,14 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from counterpoint.blocks.multi_token_attention_lifted import attend_lifted
-from counterpoint.blocks.multi_token_attention_rows import Kernels
+from counterpoint.blocks import multi_token_attention_fused as fused
+from counterpoint.blocks.multi_token_attention import MultiTokenConfig
+from counterpoint.blocks.transformer import Tower, TowerConfig
 from counterpoint.errors import UserError
 
 PROGRAM = Path(__file__).with_name("interpreted_attention.py")
@@ -43,11 +45,29 @@ def test_the_kernels_and_their_gradients_are_those_of_the_naive_form(
     assert done.stdout.split() == ["equal", name], done.stderr
 
 
-@pytest.mark.skipif(has_triton, reason="has Triton")
-def test_without_triton_it_says_so() -> None:
-    from counterpoint.blocks.multi_token_attention_fused import FUSED
+ONE_PART: list[dict[str, bool]] = [
+    {"mix_before": False, "mix_after": False, "conv_after": False},
+    {"conv_before": False, "conv_after": False},
+    {"conv_before": False, "conv_after": False, "mix_before": False, "mix_after": False},
+]
 
-    x = torch.randn(1, 2, 3, 4)
-    start = torch.zeros(1, 3, dtype=torch.long)
+
+def read_fused(parts: dict[str, bool]) -> None:
+    mixer = MultiTokenConfig(conv_every=1, form="fused", **parts)
+    config = TowerConfig(width=16, num_layers=1, num_heads=4, mlp_hidden=5, window=80, mixer=mixer)
+    tower = Tower(config)
+    tower(torch.randn(1, 70, 16), tower.reach(torch.zeros(1, 70, dtype=torch.long)))
+
+
+@pytest.mark.skipif(has_triton, reason="has Triton")
+@pytest.mark.parametrize("parts", [{}, *ONE_PART], ids=str)
+def test_without_triton_it_says_so(parts: dict[str, bool]) -> None:
     with pytest.raises(UserError, match="`form` 'fused' needs Triton"):
-        attend_lifted(x, x, x, Kernels(), start, FUSED)
+        read_fused(parts)
+
+
+def test_kernels_of_a_gpu_are_not_run_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = type(fused.read_kernel)
+    monkeypatch.setattr(fused, "triton", SimpleNamespace(JITFunction=kind))
+    with pytest.raises(UserError, match="`form` 'fused' needs a GPU, or TRITON_INTERPRET=1"):
+        read_fused({})

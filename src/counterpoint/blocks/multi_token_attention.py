@@ -395,7 +395,7 @@ class MultiTokenAttention(nn.Module):
             return attend_lifted(q, k, v, self.kernels, reach.start)
         # Triton is imported only where it is used.
         fused = import_module("counterpoint.blocks.multi_token_attention_fused")
-        return attend_lifted(q, k, v, self.kernels, reach.start, fused.FUSED)
+        return attend_lifted(q, k, v, self.kernels, reach.start, fused.fused_for(q.device))
 
     def _read_ring(
         self, q: Tensor, k: Tensor, v: Tensor, reach: TickReach, state: MultiTokenState

@@ -172,19 +172,29 @@ def attend_fused(
     band: Float[Tensor, "B H T w"],
     start: Int[Tensor, "B T"],
 ) -> tuple[Float[Tensor, "B H T V"], Float[Tensor, "B H T"]]:
-    """Compute `attend_with_band` in kernels; scores and weights are float32 within them.
-
-    Raises:
-        UserError: There is no Triton.
-    """
-    if triton is None:
-        raise UserError(
-            "`form` 'fused' needs Triton, which comes with torch for CUDA: there is none here. Use "
-            "'chunked'."
-        )
+    """Compute `attend_with_band` in kernels; scores and weights are float32 within them."""
     out, sums = _Attention.apply(q, k, v, band, start)  # type: ignore[no-untyped-call]
     return out, sums
 
 
 FUSED = Operations(attend_fused, lift, shifts, shift_sum, near, spread)
 """Everything in kernels."""
+
+
+def fused_for(device: torch.device) -> Operations:
+    """Return `FUSED`, for tensors on a device.
+
+    Raises:
+        UserError: There is no Triton, or it has no kernels for the device.
+    """
+    if triton is None:
+        raise UserError(
+            "`form` 'fused' needs Triton, which comes with torch for CUDA: there is none here. Use "
+            "'chunked'."
+        )
+    if device.type == "cpu" and isinstance(read_kernel, triton.JITFunction):
+        raise UserError(
+            "`form` 'fused' needs a GPU, or TRITON_INTERPRET=1 to interpret its kernels: got "
+            "tensors on the CPU. Use 'chunked'."
+        )
+    return FUSED

@@ -11,6 +11,7 @@ Source: see `multi_token_attention`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from counterpoint.blocks.multi_token_attention_convolution import Edge, Seen, convolve
 from counterpoint.streams.clock import Span, span_mask
-from counterpoint.tracing import is_traced
+from counterpoint.tracing import is_traced, tracing
 
 WHOLE_ROWS = 64
 """Rows of up to so many steps are one chunk."""
@@ -286,9 +287,9 @@ def attend_chunked(
     num_steps = q.shape[2]
     if reach.is_plain and not any(kernel is not None for kernel in kernels):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    if is_traced() or num_steps <= WHOLE_ROWS or not torch.is_grad_enabled():
+    if num_steps <= WHOLE_ROWS or not torch.is_grad_enabled():
         return _attend(q, k, v, kernels, reach)
-    return _Chunked.apply(q, k, v, *kernels, reach)  # type: ignore[no-untyped-call]
+    return _Chunked.apply(*reach, q, k, v, *kernels)  # type: ignore[no-untyped-call]
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, kernels: Kernels, reach: RowReach) -> Tensor:
@@ -346,42 +347,60 @@ def _moved(
 
 
 def _side(kernels: Kernels) -> int:
-    return max((kernel.shape[2] // 2 for kernel in kernels[::2] if kernel is not None), default=0)
+    return max([0, *(kernel.shape[2] // 2 for kernel in kernels[::2] if kernel is not None)])
 
 
 class _Chunked(torch.autograd.Function):
-    """`_attend` with a gradient that reads each chunk again instead of keeping its scores."""
+    """`_attend` with a gradient that reads each chunk again instead of keeping its scores.
+
+    It can be compiled and mapped over lanes. (`torch.utils.checkpoint` cannot be mapped: it would
+    compute again outside the map.)
+    """
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        *tensors, ctx.reach = inputs
-        ctx.save_for_backward(*tensors)
-        q, k, v, *kernels = tensors
-        return _attend(q, k, v, Kernels(*kernels), ctx.reach)
+    def forward(
+        start: Tensor, window: int, is_plain: bool, q: Tensor, k: Tensor, v: Tensor, *kernels: Any
+    ) -> Tensor:
+        return _attend(q, k, v, Kernels(*kernels), RowReach(start, window, is_plain))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        start, ctx.window, ctx.is_plain, *tensors = inputs
+        ctx.save_for_backward(start, *tensors)
+        ctx.is_mapped = is_traced() and not torch.compiler.is_compiling()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, *kernels = ctx.saved_tensors
-        turned = _turned(k)
-        totals = [one.new_zeros(one.shape) for one in (q, k, v)]
-        to_kernels = [None if one is None else torch.zeros_like(one) for one in kernels]
-        learned = Kernels(
-            *(one if one is None else one.detach().requires_grad_() for one in kernels)
-        )
-        size = GPU_ROWS if q.is_cuda else GRADIENT_ROWS
-        cut = list(pieces(q.shape[2], ctx.reach.window, size, learned.above))
-        for piece in reversed(cut):  # the largest first, whose memory the others use again
-            queries = slice(piece.above, piece.stop)
-            keys = slice(piece.key, piece.last)
-            chunk = _Chunk(q[:, :, queries], k[:, :, keys], v[:, :, keys], turned[:, :, keys])
-            own = [total[:, :, at] for total, at in zip(totals, (queries, keys, keys), strict=True)]
-            part = grad[:, :, piece.row : piece.stop]
-            found = _add_gradient(own, chunk, learned, ctx.reach, piece, part)
-            for kernel, more in zip(to_kernels, found, strict=True):
-                if kernel is not None and more is not None:
-                    kernel += more
-        return (*totals, *to_kernels, None)
+        start, q, k, v, *kernels = ctx.saved_tensors
+        reach = RowReach(start, ctx.window, ctx.is_plain)
+        # The gradient of a map is computed after the map, and must not read values either.
+        with tracing() if ctx.is_mapped else nullcontext():
+            return (None, None, None, *_gradients(q, k, v, Kernels(*kernels), reach, grad))
+
+
+def _gradients(
+    q: Tensor, k: Tensor, v: Tensor, kernels: Kernels, reach: RowReach, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of queries, keys, values and kernels, computed chunk by chunk."""
+    turned = _turned(k)
+    totals = [one.new_zeros(one.shape) for one in (q, k, v)]
+    to_kernels = [None if one is None else torch.zeros_like(one) for one in kernels]
+    size = GPU_ROWS if q.is_cuda else GRADIENT_ROWS
+    cut = list(pieces(q.shape[2], reach.window, size, kernels.above))
+    for piece in reversed(cut):  # the largest first, whose memory the others use again
+        queries = slice(piece.above, piece.stop)
+        keys = slice(piece.key, piece.last)
+        chunk = _Chunk(q[:, :, queries], k[:, :, keys], v[:, :, keys], turned[:, :, keys])
+        own = [total[:, :, at] for total, at in zip(totals, (queries, keys, keys), strict=True)]
+        part = grad[:, :, piece.row : piece.stop]
+        found = _add_gradient(own, chunk, kernels, reach, piece, part)
+        for kernel, more in zip(to_kernels, found, strict=True):
+            if kernel is not None and more is not None:
+                kernel += more
+    return (*totals, *to_kernels)
 
 
 class _Chunk(NamedTuple):
@@ -446,9 +465,8 @@ def _add_shared_back(
     total: Float[Tensor, "B G K E"], x: Float[Tensor, "B H Q K"], grad: Float[Tensor, "B H Q E"]
 ) -> None:
     """Add the gradient of the factor that several heads share; see `_shared`."""
-    num_factors = total.shape[0] * total.shape[1]
-    x, grad = (one.reshape(num_factors, -1, one.shape[3]) for one in (x, grad))
-    total.view(num_factors, *total.shape[2:]).baddbmm_(x.transpose(-1, -2), grad)
+    folded = [one.reshape(len(one), total.shape[1], -1, one.shape[3]) for one in (x, grad)]
+    total += folded[0].transpose(-1, -2) @ folded[1]
 
 
 def _mixed_back(
@@ -464,16 +482,18 @@ def _mixed_back(
 
 def _convolved(
     x: Float[Tensor, "B H Q K"], kernel: Tensor | None, rows: Seen, above: Tensor | None
-) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor | None]]]:
+) -> tuple[Tensor, Callable[[Tensor], Any]]:
     """Return convolved rows, and a function from their gradient to those of rows and kernels."""
     if kernel is None:
         return x, lambda grad: (grad, None)
-    x.requires_grad_()
+
+    def convolved(x: Tensor, kernel: Tensor) -> Tensor:
+        return convolve(_below(x, above), kernel, rows, x.shape[2])
+
+    if is_traced():
+        found: tuple[Tensor, Callable[[Tensor], Any]] = torch.func.vjp(convolved, x, kernel)
+        return found
+    inputs = (x.requires_grad_(), kernel.detach().requires_grad_())
     with torch.enable_grad():
-        y = convolve(_below(x, above), kernel, rows, x.shape[2])
-
-    def back(grad: Tensor) -> tuple[Tensor, Tensor]:
-        to_x, to_kernel = torch.autograd.grad(y, (x, kernel), grad)
-        return to_x, to_kernel
-
-    return y.detach(), back
+        y = convolved(*inputs)
+    return y.detach(), lambda grad: torch.autograd.grad(y, inputs, grad)
