@@ -51,6 +51,7 @@ FULL = MultiTokenConfig(conv_every=1)
 CONV_BEFORE = replace(FULL, conv_after=False, mix_before=False, mix_after=False)
 MIXING = replace(FULL, conv_before=False, conv_after=False)
 CONFIGS = {"all": FULL, "conv_before": CONV_BEFORE, "mixing": MIXING}
+MEMORY_FORMS = ["plain", "naive", "chunked"]
 NAIVE_UP_TO = {"forward": 4096, "both": 2048}
 """Steps up to which the naive form is run: beyond, its scores would need more than 8 GB."""
 
@@ -165,11 +166,11 @@ def bench_rows(
     return found
 
 
-def bench_memory(lengths: Sequence[int]) -> dict[str, Any]:
+def bench_memory(lengths: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
     found = {}
     for num_steps in lengths:
         for gradient in (0, 1):
-            for name in ("plain", "naive", "chunked"):
+            for name in names:
                 if name == "naive" and num_steps > NAIVE_UP_TO["both" if gradient else "forward"]:
                     continue
                 if gradient and num_steps > 8192:  # this takes minutes
@@ -264,6 +265,7 @@ def main() -> None:
     parser.add_argument("--positions", type=int, nargs="+", default=[1024, 4096, 16384, 32768])
     parser.add_argument("--model-lengths", type=int, nargs="+", default=[1024, 2048])
     parser.add_argument("--configs", nargs="+", choices=list(CONFIGS), default=list(CONFIGS))
+    parser.add_argument("--forms", nargs="+", default=MEMORY_FORMS, help="those of `memory`")
     parser.add_argument("--kinds", nargs="+", default=["forward", "both"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", help="file for the record")
@@ -278,7 +280,7 @@ def main() -> None:
     if "models" in arguments.parts:
         results |= bench_models(arguments.model_lengths, arguments.repeats)
     if "memory" in arguments.parts:
-        results |= bench_memory(arguments.lengths)
+        results |= bench_memory(arguments.lengths, arguments.forms)
     finish("What does Multi-Token Attention cost?", results, arguments.out)
 
 
