@@ -6,11 +6,13 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from counterpoint.blocks import multi_token_attention_fused as fused
+from counterpoint.blocks import multi_token_attention_kernels as kernels
 from counterpoint.blocks.multi_token_attention import MultiTokenConfig
 from counterpoint.blocks.transformer import Tower, TowerConfig
 from counterpoint.errors import UserError
@@ -45,14 +47,14 @@ def test_the_kernels_and_their_gradients_are_those_of_the_naive_form(
     assert done.stdout.split() == ["equal", name], done.stderr
 
 
-ONE_PART: list[dict[str, bool]] = [
+ONE_PART: list[dict[str, Any]] = [
     {"mix_before": False, "mix_after": False, "conv_after": False},
     {"conv_before": False, "conv_after": False},
     {"conv_before": False, "conv_after": False, "mix_before": False, "mix_after": False},
 ]
 
 
-def read_fused(parts: dict[str, bool]) -> None:
+def read_fused(parts: dict[str, Any]) -> None:
     mixer = MultiTokenConfig(conv_every=1, form="fused", **parts)
     config = TowerConfig(width=16, num_layers=1, num_heads=4, mlp_hidden=5, window=80, mixer=mixer)
     tower = Tower(config)
@@ -61,13 +63,13 @@ def read_fused(parts: dict[str, bool]) -> None:
 
 @pytest.mark.skipif(has_triton, reason="has Triton")
 @pytest.mark.parametrize("parts", [{}, *ONE_PART], ids=str)
-def test_without_triton_it_says_so(parts: dict[str, bool]) -> None:
+def test_without_triton_it_says_so(parts: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="`form` 'fused' needs Triton"):
         read_fused(parts)
 
 
 def test_kernels_of_a_gpu_are_not_run_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = type(fused.read_kernel)
+    kind = type(kernels.read_kernel)
     monkeypatch.setattr(fused, "triton", SimpleNamespace(JITFunction=kind))
     with pytest.raises(UserError, match="`form` 'fused' needs a GPU, or TRITON_INTERPRET=1"):
         read_fused({})

@@ -491,8 +491,8 @@ def _convolved(
         return convolve(_below(x, above), kernel, rows, x.shape[2])
 
     if is_traced():
-        found: tuple[Tensor, Callable[[Tensor], Any]] = torch.func.vjp(convolved, x, kernel)
-        return found
+        y, back = torch.func.vjp(convolved, x, kernel)[:2]
+        return y, back
     inputs = (x.requires_grad_(), kernel.detach().requires_grad_())
     with torch.enable_grad():
         y = convolved(*inputs)
