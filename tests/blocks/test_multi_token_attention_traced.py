@@ -21,7 +21,8 @@ from tests.blocks.traced_attention import (
 @pytest.mark.parametrize("window", [30, 500])
 def test_lanes_of_a_map_read_what_they_read_alone(window: int) -> None:
     lanes = lanes_of(140, window)
-    alone, mapped = read_in_turn(lanes), read_mapped(lanes)
+    alone = read_in_turn(lanes)
+    mapped = read_mapped(lanes)
     torch.testing.assert_close(mapped, alone, rtol=0, atol=1e-12)
     for ours, theirs in zip(gradients(lanes, mapped), gradients(lanes, alone), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)

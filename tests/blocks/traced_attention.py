@@ -96,6 +96,7 @@ def compared_bytes(num_steps: int) -> tuple[int, int]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    few, many = compared_bytes(70), compared_bytes(140)
+    few = compared_bytes(70)
+    many = compared_bytes(140)
     assert many[0] - few[0] <= 3 * (many[1] - few[1]), (few, many)
     sys.stdout.write(f"linear {few} {many}\n")

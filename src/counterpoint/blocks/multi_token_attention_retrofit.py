@@ -55,10 +55,11 @@ def _check_tower(name: str, tower: Tower, plain: Tower | None) -> None:
             f"The tower {name!r} must have plain attention in the old model: got "
             f"{type(old).__name__}."
         )
-    num_heads = (tower.config.num_heads, plain.config.num_heads)
+    own_heads = new.num_kv_heads or tower.config.num_heads
+    old_heads = old.num_kv_heads or plain.config.num_heads
     for where, ours, theirs in (
-        ("num_heads", *num_heads),
-        ("num_kv_heads", new.num_kv_heads or num_heads[0], old.num_kv_heads or num_heads[1]),
+        ("num_heads", tower.config.num_heads, plain.config.num_heads),
+        ("num_kv_heads", own_heads, old_heads),
         ("window", tower.config.window, plain.config.window),
         ("rope", new.rope, old.rope),
     ):
