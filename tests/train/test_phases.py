@@ -86,12 +86,12 @@ def test_ledger_is_what_the_batches_hold(whole: Path) -> None:
                 key = (phase_name(config, step), source)
                 counts[*key, "targets"] += int((targets[own] != UNSET_ID).sum())
                 counts[*key, "items"] += 1
-                counts[*key, "new_items"] += text not in known[source]
+                counts[*key, "unique_items"] += text not in known[source]
                 known[source].add(text)
     path = checkpoint_paths(whole)[0]
     manifest = read_manifest(path)
     for entry in manifest["ledger"]:
-        for name in ("targets", "items", "new_items"):
+        for name in ("targets", "items", "unique_items"):
             assert counts.pop((entry["phase"], entry["source"], name)) == entry[name], (entry, name)
     assert not +counts
     assert sum(entry["flops"] for entry in manifest["ledger"]) == manifest["counters"]["flops"]
@@ -219,7 +219,9 @@ def test_exhausted_source_is_told_before_the_first_step(tmp_path: Path) -> None:
         tmp_path, sources=sources(most_passes=1.0, when_exhausted="others"), phases=phases()[:2]
     )
     read = [entry for entry in ledger_of(result) if entry["source"] == "reasoning"]
-    assert sum(entry["items"] for entry in read) == sum(entry["new_items"] for entry in read) == 9
+    assert (
+        sum(entry["items"] for entry in read) == sum(entry["unique_items"] for entry in read) == 9
+    )
 
 
 def test_other_data_is_refused_on_the_way(whole: Path, tmp_path: Path) -> None:
