@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Integer
 
 DIGEST = "digest"
 """Key of a sealed object that holds the digest of its other keys."""
@@ -38,7 +38,7 @@ def short_digest(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
-def ids_digest(ids: Int[np.ndarray, " n"]) -> int:
+def ids_digest(ids: Integer[np.ndarray, " n"]) -> int:
     """Return the `short_digest` of ids, whatever their type."""
     return short_digest(ids.astype("<i8").tobytes())
 
