@@ -211,9 +211,7 @@ def test_phases_without_data_are_refused() -> None:
     only = MemberWeight(member="plain", weight=1.0, end=0.4)
     with pytest.raises(UserError, match=r"no source has one from 40% to 100% of its tokens"):
         phased(phases=[Phase(name="sft", tokens=9, weights=(only,))])
-    with pytest.raises(
-        UserError, match="source 'web': there are plain, reasoning, again"
-    ):
+    with pytest.raises(UserError, match="source 'web': there are plain, reasoning, again"):
         phased(phases=[Phase(name="a", tokens=9, weights=placed("web", {}))])
     with pytest.raises(UserError, match=r"`minutes` must be left out for a run with phases: got 2"):
         replace(phased(), minutes=2.0)
