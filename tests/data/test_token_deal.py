@@ -128,7 +128,7 @@ def test_later_phases_go_on_where_earlier_ones_stopped() -> None:
 
 def placed(deal: TokenDeal, loader: Passes) -> list[int]:
     """Return the places of all rows of a deal, in order."""
-    found = []
+    found: list[int] = []
     for turn, _ in deal.taken:
         ((rows, indices),) = loader._parts([turn.number])
         assert isinstance(rows, Unequal)
