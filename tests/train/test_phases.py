@@ -256,7 +256,7 @@ def test_passes_are_limited_whatever_the_rows(row_ticks: int) -> None:
 
 def test_ledger_of_an_older_version_is_shown_and_not_continued(tmp_path: Path) -> None:
     """It counted items that were new to a source, which is another number."""
-    entry = {"phase": "pre", "source": "plain", "rows": 2, "items": 9, "new_items": 7}
+    entry = {"phase": "pre", "source": "plain", "rows": 2, "tokens": 50, "items": 9, "new_items": 7}
     (old,) = read_ledger([entry])
     assert (old.items, old.unique_items, old.repetitions) == (9, None, None)
     assert "<td>9</td><td>-</td>" in ledger_table(read_ledger([entry]))
