@@ -4,19 +4,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jaxtyping import Int
+import torch
+from jaxtyping import Int, UInt
 
 from counterpoint.data.loader import Loader
-from counterpoint.data.token_deal import Cursor, MemberWeight, TokenDeal, pieces, weights_at
+from counterpoint.data.passes import Cursor, Passes
+from counterpoint.data.token_deal import MemberWeight, TokenDeal, pieces, weights_at
 from counterpoint.errors import UserError
 from counterpoint.streams.batch import Amount, Batch
 
 
 class Unequal:
-    """Rows of unequal numbers of tokens, each with one item."""
+    """Rows of unequal numbers of tokens, which are their places, each with one item."""
 
-    def __init__(self, counts: Sequence[int]) -> None:
+    def __init__(self, counts: Sequence[int], firsts: Sequence[int] | None = None) -> None:
         self.counts = np.array(counts)
+        self.firsts = np.cumsum(counts) - counts if firsts is None else np.array(firsts)
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -27,13 +30,22 @@ class Unequal:
     def tokens(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
         return self.counts[indices]
 
-    def items(self, index: int) -> Int[np.ndarray, " n"]:
-        return np.array([index])
+    def items(self, index: int) -> UInt[np.ndarray, " n"]:
+        return self.firsts[[index]].astype(np.uint64)
+
+    def spans(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B 2"]:
+        return np.stack((self.firsts, self.firsts + self.counts), 1)[indices]
+
+    def rest(self, spans: Int[np.ndarray, "n 2"]) -> "Unequal":
+        size = int(self.counts[0])
+        firsts = [first for begin, end in spans for first in range(begin, end - size + 1, size)]
+        return Unequal([size] * len(firsts), firsts)
 
 
-def hands(rows: Mapping[str, Sequence[int]], **cursor: Any) -> dict[str, tuple[Cursor, Loader]]:
+def hands(rows: Mapping[str, Sequence[int]], **cursor: Any) -> dict[str, Passes]:
+    """Each member has items of its own."""
     return {
-        name: (Cursor(name=name, **cursor), Loader(Unequal(counts), 1, 0))
+        name: Passes(Cursor(name=name, **cursor), Loader(Unequal(counts), 1, 0), set())
         for name, counts in rows.items()
     }
 
@@ -107,10 +119,64 @@ def test_later_phases_go_on_where_earlier_ones_stopped() -> None:
     first = TokenDeal("pre", 50, weights, shared, 1).taken
     second = TokenDeal("sft", 50, weights, shared, 1).taken
     assert [turn.number for turn, _ in first + second] == list(range(10))
-    assert [amount.new_items for _, amount in first + second] == [1] * 8 + [0] * 2
-    other = {"a": (shared["a"][0], Loader(Unequal([20] * 4), 1, 0))}
-    third = TokenDeal("long", 20, weights, other, 1).taken
-    assert [turn.number for turn, _ in third] == [5]  # 10 of 8 rows were read: 5 of 4
+    assert [amount.unique_items for _, amount in first + second] == [1] * 8 + [0] * 2
+    cursor = shared["a"].cursor
+    again = {"a": Passes(cursor, Loader(Unequal([10] * 8), 1, 0), set())}
+    third = TokenDeal("more", 20, weights, again, 1).taken
+    assert [turn.number for turn, _ in third] == [10, 11]
+
+
+def placed(deal: TokenDeal, loader: Passes) -> list[int]:
+    """Return the places of all rows of a deal, in order."""
+    found: list[int] = []
+    for turn, _ in deal.taken:
+        ((rows, indices),) = loader._parts([turn.number])
+        assert isinstance(rows, Unequal)
+        (span,) = rows.spans(indices)
+        found += range(*span)
+    return found
+
+
+@pytest.mark.parametrize("sizes", [(4, 2, 4), (2, 4, 3), (4, 4, 2), (3, 4, 2)])
+def test_nothing_is_read_twice_in_a_pass_whatever_the_rows(sizes: tuple[int, ...]) -> None:
+    """Three phases with rows of other lengths read a third of a pass each, and then the next."""
+    weights = [MemberWeight(member="a", weight=1.0)]
+    cursor = Cursor(name="a")
+    read: list[int] = []
+    for number, size in enumerate(sizes):
+        rows = Passes(cursor, Loader(Unequal([size] * (120 // size)), 1, 0), set())
+        read += placed(TokenDeal(str(number), 24, weights, {"a": rows}, 1), rows)
+    assert len(read) == len(set(read)) == 72
+    rows = Passes(cursor, Loader(Unequal([5] * 24), 1, 0), set())
+    left = placed(TokenDeal("rest", 200, weights, {"a": rows}, 1), rows)
+    rest, other = left[: -(cursor.turn - 24) * 5], left[-(cursor.turn - 24) * 5 :]
+    assert rest
+    assert not {*rest} & {*read}
+    assert len(rest) == len({*rest})  # then comes another pass, in which everything is read
+    assert len({*other}) == min(len(other), 120)
+
+
+def test_rows_that_do_not_say_what_they_hold_must_stay() -> None:
+    class Plain:
+        def __init__(self, count: int) -> None:
+            self.count = count
+
+        def __len__(self) -> int:
+            return self.count
+
+        def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
+            """Rows 0 and 1 are equal."""
+            ids = torch.from_numpy(np.maximum(np.asarray(indices), 1))[:, None].expand(-1, 10)
+            starts = torch.zeros(ids.shape, dtype=torch.int64)
+            return Batch(ticks={"a": ids}, targets={}, document_start=starts, size=10)
+
+    weights = [MemberWeight(member="a", weight=1.0)]
+    cursor = Cursor(name="a")
+    taken = TokenDeal("pre", 60, weights, {"a": Passes(cursor, Loader(Plain(4), 1, 0), set())}, 1)
+    assert sum(amount.items for _, amount in taken.taken) == 6
+    assert sum(amount.unique_items for _, amount in taken.taken) == 3
+    with pytest.raises(UserError, match="must keep its rows .* 4 rows became 5 before all were"):
+        Passes(cursor, Loader(Plain(5), 1, 0), set())
 
 
 def test_an_exhausted_source_is_an_error_or_its_share_is_taken_over() -> None:

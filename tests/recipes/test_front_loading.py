@@ -319,15 +319,15 @@ def test_segments_read_and_count_what_the_run_of_phases_does(tmp_path: Path) -> 
                 batch = batches.batch(step)
                 assert torch.equal(recorded.batch(place).targets["part"], batch.targets["part"])
                 for source, amount in batch.amounts.items():
-                    new[source] = new.get(source, 0) + amount.new_items
+                    new[source] = new.get(source, 0) + amount.unique_items
                 rate = factor * lr_ratio(config.schedule, place, config.num_steps)
                 assert rate == pytest.approx(step_lr_ratio(whole, step))
                 step += 1
-            counted = {entry["source"]: entry["new_items"] for entry in fact["ledger"]}
+            counted = {entry["source"]: entry["unique_items"] for entry in fact["ledger"]}
             assert counted == {source: count for source, count in new.items() if source in counted}
     both = next(one for one in own if one.chain.name == "both > both" and one.phase)
     (entry,) = read_facts(tmp_path, both)["ledger"]
-    assert entry["new_items"] < entry["items"]  # pre-training has read some of them
+    assert entry["unique_items"] < entry["items"]  # pre-training has read some of them
 
 
 @pytest.mark.slow

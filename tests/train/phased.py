@@ -22,6 +22,7 @@ from counterpoint.train.run import Run
 
 
 def sources(**changes: Any) -> list[PhaseSource]:
+    """The third one is half of the second by another name."""
     plain = TaskData(task=PlainText(num_symbols=20), num_items=40, num_held_out=4)
     reasoning = TaskData(
         task=Reasoning(families=("arithmetic",), operations=(2, 3), most_symbols=120, unique=9),
@@ -31,6 +32,7 @@ def sources(**changes: Any) -> list[PhaseSource]:
     return [
         PhaseSource(name="plain", data=plain),
         PhaseSource(name="reasoning", data=reasoning, **changes),
+        PhaseSource(name="again", data=replace(reasoning, num_items=5)),
     ]
 
 
@@ -47,7 +49,10 @@ def phases() -> list[Phase]:
         Phase(
             name="sft",
             tokens=1200,
-            weights=(MemberWeight(member="reasoning", weight=1.0),),
+            weights=(
+                MemberWeight(member="reasoning", weight=0.5),
+                MemberWeight(member="again", weight=0.5),
+            ),
             trained="spans",
             schedule=ScheduleConfig(warmup_steps=2),
             lr_factor=0.5,

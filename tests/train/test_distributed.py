@@ -88,7 +88,7 @@ def test_two_processes_have_the_ledger_of_one(runs: Path, tmp_path: Path) -> Non
     assert one["num_processes"] == 1
     assert two["num_processes"] == 2
     assert one["ledger"] == two["ledger"]
-    assert len(one["ledger"]) == 5
+    assert len(one["ledger"]) == 6
 
 
 def test_noise_of_another_number_of_parts_is_noted(runs: Path, tmp_path: Path) -> None:

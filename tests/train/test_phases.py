@@ -16,20 +16,24 @@ import torch
 from safetensors.torch import load_file
 
 from counterpoint.config_json import decode, encode
+from counterpoint.data.mixture import Mixture
 from counterpoint.data.tasks.items import Item
 from counterpoint.data.tasks.reasoning.corpus import Reasoning
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.data.tasks.verify import Verified
 from counterpoint.data.text.corpus import DataConfig, Folder, HubDataset, Parquet, Source
 from counterpoint.data.token_deal import MemberWeight
+from counterpoint.digests import sealed
 from counterpoint.errors import UserError
-from counterpoint.evaluate.report.run_report import write_run_report
+from counterpoint.evaluate.report.run_report import ledger_table, write_run_report
+from counterpoint.files import write_json
 from counterpoint.recipes.phased import Phase, placed
 from counterpoint.streams.spec import UNSET_ID
 from counterpoint.systems import sketch
 from counterpoint.train import rewarded
-from counterpoint.train.checkpoint import checkpoint_paths, read_manifest
+from counterpoint.train.checkpoint import MANIFEST, checkpoint_paths, read_manifest
 from counterpoint.train.config import PhaseConfig, ScheduleConfig, TrainConfig
+from counterpoint.train.ledger import read_ledger
 from counterpoint.train.optimizer import lr_ratio
 from counterpoint.train.phases import (
     PhasedBatches,
@@ -68,39 +72,45 @@ def test_ledger_is_what_the_batches_hold(whole: Path) -> None:
     found = batches()
     config = with_phase_steps(phased().train, found.num_steps)
     counts: Counter[tuple[str, str, str]] = Counter()
-    known: dict[str, set[bytes]] = {"plain": set(), "reasoning": set()}
-    task = sources()[1].data
-    assert isinstance(task, TaskData)
-    reasoning = {task.task.item(0, number).text[:-1].encode() for number in range(9)}
+    known: set[bytes] = set()
+    parts = zip(found.parts, found.num_steps, strict=True)
+    turns = [part.deal.turns(s) for part, n in parts if isinstance(part, Mixture) for s in range(n)]
     for step in range(sum(found.num_steps)):
         batch = found.batch(step)
-        for ids, targets, starts in zip(
-            batch.ticks["part"], batch.targets["part"], batch.document_start, strict=True
+        for ids, targets, starts, turn in zip(
+            batch.ticks["part"],
+            batch.targets["part"],
+            batch.document_start,
+            turns[step],
+            strict=True,
         ):
             for start in starts.unique().tolist():
                 own = starts == start
                 if ids[own][0] != 256:
                     continue  # padding
                 text = bytes(one for one in ids[own][1:].tolist() if one < 256)
-                source = "reasoning" if text in reasoning else "plain"
-                key = (phase_name(config, step), source)
+                key = (phase_name(config, step), turn.member)
                 counts[*key, "targets"] += int((targets[own] != UNSET_ID).sum())
                 counts[*key, "items"] += 1
-                counts[*key, "new_items"] += text not in known[source]
-                known[source].add(text)
+                counts[*key, "unique_items"] += text not in known
+                known.add(text)
     path = checkpoint_paths(whole)[0]
     manifest = read_manifest(path)
     for entry in manifest["ledger"]:
-        for name in ("targets", "items", "new_items"):
+        for name in ("targets", "items", "unique_items"):
             assert counts.pop((entry["phase"], entry["source"], name)) == entry[name], (entry, name)
     assert not +counts
+    assert sum(entry["unique_items"] for entry in manifest["ledger"]) == len(known)
+    again = manifest["ledger"][-1]
+    assert (again["source"], again["unique_items"]) == ("again", 0)  # read by another name
+    assert again["items"] > 0
     assert sum(entry["flops"] for entry in manifest["ledger"]) == manifest["counters"]["flops"]
     assert sum(entry["targets"] for entry in manifest["ledger"]) == manifest["counters"]["size"]
 
 
 def test_phases_have_their_tokens_and_shares(whole: Path) -> None:
     ledger = read_manifest(checkpoint_paths(whole)[0])["ledger"]
-    for phase, wanted in (("pre", 0.2), ("longer", 0.5), ("sft", 1.0)):
+    for phase, wanted in (("pre", 0.2), ("longer", 0.5), ("sft", 0.5)):
         own = {e["source"]: e["tokens"] for e in ledger if e["phase"] == phase}
         total = sum(own.values())
         budget = next(one.tokens for one in phases() if one.name == phase)
@@ -201,7 +211,7 @@ def test_phases_without_data_are_refused() -> None:
     only = MemberWeight(member="plain", weight=1.0, end=0.4)
     with pytest.raises(UserError, match=r"no source has one from 40% to 100% of its tokens"):
         phased(phases=[Phase(name="sft", tokens=9, weights=(only,))])
-    with pytest.raises(UserError, match="There must be a source 'web': there are plain, reasoning"):
+    with pytest.raises(UserError, match="source 'web': there are plain, reasoning, again"):
         phased(phases=[Phase(name="a", tokens=9, weights=placed("web", {}))])
     with pytest.raises(UserError, match=r"`minutes` must be left out for a run with phases: got 2"):
         replace(phased(), minutes=2.0)
@@ -219,7 +229,42 @@ def test_exhausted_source_is_told_before_the_first_step(tmp_path: Path) -> None:
         tmp_path, sources=sources(most_passes=1.0, when_exhausted="others"), phases=phases()[:2]
     )
     read = [entry for entry in ledger_of(result) if entry["source"] == "reasoning"]
-    assert sum(entry["items"] for entry in read) == sum(entry["new_items"] for entry in read) == 9
+    assert (
+        sum(entry["items"] for entry in read) == sum(entry["unique_items"] for entry in read) == 9
+    )
+
+
+@pytest.mark.parametrize("row_ticks", [128, 64, 192])
+def test_passes_are_limited_whatever_the_rows(row_ticks: int) -> None:
+    """The second phase reads what the first one has left of the pass."""
+    task = Reasoning(families=("arithmetic",), operations=(2, 3), most_symbols=64)
+    data = TaskData(task=task, num_items=120, num_held_out=0)
+    weights = (MemberWeight(member="items", weight=1.0),)
+    run = phased(
+        sources=[PhaseSource(name="items", data=data, most_passes=1.0)],
+        phases=[
+            Phase(name="first", tokens=1800, weights=weights, row_ticks=128),
+            Phase(name="second", tokens=1800, weights=weights, row_ticks=row_ticks),
+        ],
+    )
+    found = run.data.prepare(sketch(run.system)).batches(4, 0)
+    assert isinstance(found, PhasedBatches)
+    amounts = [found.batch(step).amounts["items"] for step in range(sum(found.num_steps))]
+    assert sum(one.tokens for one in amounts) >= 3600
+    assert sum(one.items for one in amounts) == sum(one.unique_items for one in amounts)
+
+
+def test_ledger_of_an_older_version_is_shown_and_not_continued(tmp_path: Path) -> None:
+    """It counted items that were new to a source, which is another number."""
+    entry = {"phase": "pre", "source": "plain", "rows": 2, "tokens": 50, "items": 9, "new_items": 7}
+    (old,) = read_ledger([entry])
+    assert (old.items, old.unique_items, old.repetitions) == (9, None, None)
+    assert "<td>9</td><td>-</td>" in ledger_table(read_ledger([entry]))
+    result = train_phased(tmp_path, phases=phases()[:1])
+    manifest = read_manifest(result.checkpoint)
+    write_json(result.checkpoint / MANIFEST, sealed(manifest | {"ledger": [entry]}))
+    with pytest.raises(UserError, match="A ledger must count items by their content: .* by source"):
+        train_phased(tmp_path, phases=phases()[:1])
 
 
 def test_other_data_is_refused_on_the_way(whole: Path, tmp_path: Path) -> None:
@@ -239,7 +284,7 @@ def test_ranks_read_the_rows_of_one_process() -> None:
 
 def test_report_shows_the_ledger(whole: Path) -> None:
     page = write_run_report(whole).read_text()
-    assert "plain, reasoning in phases: pre, then longer, then sft" in page
+    assert "plain, reasoning, again in phases: pre, then longer, then sft" in page
     for entry in read_manifest(checkpoint_paths(whole)[0])["ledger"]:
         cells = (entry["phase"], entry["source"], entry["rows"], f"{entry['tokens']:,}")
         assert "".join(f"<td>{cell}</td>" for cell in cells) in page

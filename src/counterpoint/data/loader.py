@@ -5,7 +5,7 @@ from fractions import Fraction
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt
 
 from counterpoint.errors import UserError
 from counterpoint.streams.batch import Batch
@@ -32,13 +32,27 @@ class TitledRows(Rows, Protocol):
 
 @runtime_checkable
 class CountedRows(Rows, Protocol):
-    """Rows that know what they hold; of other rows every tick counts, and each is an item."""
+    """Rows that know what they hold; of other rows every tick counts, and each is an item.
+
+    A row holds some of the places of its source, such as items or ticks, without a gap. Rows of the
+    same data of another length have the same places.
+    """
 
     def tokens(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
         """Return the number of ticks of each row that are followed by an element to predict."""
 
-    def items(self, index: int) -> Int[np.ndarray, " _n"]:
-        """Return the numbers of the items that begin in a row; equal items have equal numbers."""
+    def items(self, index: int) -> UInt[np.ndarray, " _n"]:
+        """Return digests of the items that begin in a row: `ids_digest` of their ids alone."""
+
+    def spans(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B 2"]:
+        """Return the first place of each row, and the one after its last."""
+
+    def rest(self, spans: Int[np.ndarray, "n 2"]) -> "CountedRows":
+        """Return rows of equal length of some places alone, perhaps none.
+
+        Args:
+            spans: First places, and those after the last, in order and apart.
+        """
 
 
 class HeldOutRows:

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from counterpoint.data.loader import Loader, spread_turn
+from counterpoint.data.loader import spread_turn
 from counterpoint.data.source import BatchSource, attach
 from counterpoint.errors import UserError
 from counterpoint.streams.batch import Amount, Batch, join_batches
@@ -81,20 +81,6 @@ class WholeBatches:
     def attach(self, model: nn.Module) -> None:
         """Give the model to a source that asks for it."""
         attach(self.source, model)
-
-
-class SingleRows:
-    """A member that gives one row in each turn, in the order of a loader."""
-
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
-
-    def read(self, turns: Sequence[int]) -> Batch:
-        """Return the rows of turns as a batch."""
-        return self.loader.rows.rows(self.loader.at(turns))
-
-    def attach(self, model: nn.Module) -> None:
-        """Do nothing: stored rows do not ask for the model."""
 
 
 class Evenly:

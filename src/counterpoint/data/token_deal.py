@@ -12,17 +12,13 @@ chairman assignment problem, Discrete Math. 32 (1980), here for rows of unequal 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
-from jaxtyping import Bool, Int
-
-from counterpoint.data.loader import CountedRows, Loader
 from counterpoint.data.mixture import MemberTurn
+from counterpoint.data.passes import Passes
 from counterpoint.errors import UserError
 from counterpoint.streams.batch import Amount
 
-_LOOK_AHEAD = 1024
 _EPSILON = 1e-6  # tokens; rounding must not count as being owed something
 
 
@@ -53,87 +49,6 @@ class MemberWeight:
             )
 
 
-@dataclass(kw_only=True, slots=True)
-class Cursor:
-    """How far a member has been read, through all phases.
-
-    Attributes:
-        name: Name of the member.
-        most_passes: Number of times that its rows may be read; ``None`` for any number.
-        others_take_over: Whether the other members take the share of an exhausted one; otherwise
-            that is an error.
-        turn: Number of rows that were read, in the order of the current loader.
-        num_rows: Number of rows of the current loader; 0 before the first phase.
-        seen: For each item, whether it was read.
-    """
-
-    name: str
-    most_passes: float | None = None
-    others_take_over: bool = False
-    turn: int = 0
-    num_rows: int = 0
-    seen: Bool[np.ndarray, " N"] = field(default_factory=lambda: np.zeros(0, bool))
-
-    def mark(self, items: Int[np.ndarray, " n"]) -> int:
-        """Note that items are read, and return how many of them were not read before."""
-        most = int(items.max(initial=-1)) + 1
-        if most > len(self.seen):
-            more = max(most, 2 * len(self.seen)) - len(self.seen)
-            self.seen = np.concatenate((self.seen, np.zeros(more, bool)))
-        num_new = len(np.unique(items[~self.seen[items]]))
-        self.seen[items] = True
-        return num_new
-
-
-class _Hand:
-    """The rows of a member in a phase, in the order in which they are dealt."""
-
-    def __init__(self, cursor: Cursor, loader: Loader) -> None:
-        self.cursor = cursor
-        self.loader = loader
-        num_rows = len(loader.rows)
-        if cursor.num_rows not in (0, num_rows):
-            # Rows of another length have another order, so the same share of a pass is skipped.
-            cursor.turn = -(-cursor.turn * num_rows // cursor.num_rows)
-        cursor.num_rows = num_rows
-        self.last = None if cursor.most_passes is None else int(cursor.most_passes * num_rows)
-        self._first = cursor.turn
-        self._rows: Int[np.ndarray, " R"] = np.empty(0, np.int64)
-        self._tokens: Int[np.ndarray, " R"] = np.empty(0, np.int64)
-
-    @property
-    def is_exhausted(self) -> bool:
-        return self.last is not None and self.cursor.turn >= self.last
-
-    @property
-    def tokens(self) -> int:
-        """Number of tokens of the next row."""
-        place = self.cursor.turn - self._first
-        if place >= len(self._rows):
-            self._first = self.cursor.turn
-            place = 0
-            self._rows = self.loader.at(range(self._first, self._first + _LOOK_AHEAD))
-            self._tokens = _tokens(self.loader, self._rows)
-        return max(int(self._tokens[place]), 1)
-
-    def take(self) -> tuple[MemberTurn, Amount]:
-        """Take the next row; what it holds is counted without targets."""
-        tokens = self.tokens
-        row = int(self._rows[self.cursor.turn - self._first])
-        rows = self.loader.rows
-        items = rows.items(row) if isinstance(rows, CountedRows) else np.array([row])
-        turn = MemberTurn(self.cursor.name, self.cursor.turn)
-        self.cursor.turn += 1
-        num_new = self.cursor.mark(items)
-        return turn, Amount(rows=1, tokens=tokens, items=len(items), new_items=num_new)
-
-
-def _tokens(loader: Loader, rows: Int[np.ndarray, " R"]) -> Int[np.ndarray, " R"]:
-    if isinstance(loader.rows, CountedRows):
-        return loader.rows.tokens(rows)
-    return np.full(len(rows), loader.rows.rows(rows[:1]).document_start.shape[1])
-
-
 class TokenDeal:
     """The rows of a phase, slot by slot; a `counterpoint.data.mixture.Deal`.
 
@@ -141,7 +56,7 @@ class TokenDeal:
         phase: Name of the phase, for errors.
         tokens: Number of tokens after which the phase ends, with the batch that reaches it.
         weights: Weights of its members.
-        hands: Cursor and loader of every member, by name.
+        hands: Rows of every member, by name; they are taken.
         batch_rows: Number of rows of a batch, over all processes.
         rank: Number of this process.
         world_size: Number of processes.
@@ -159,17 +74,19 @@ class TokenDeal:
         phase: str,
         tokens: int,
         weights: Sequence[MemberWeight],
-        hands: Mapping[str, tuple[Cursor, Loader]],
+        hands: Mapping[str, Passes],
         batch_rows: int,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self._hands = {name: _Hand(*pair) for name, pair in hands.items()}
+        self._hands = hands
         self._share = batch_rows // world_size
         self._rank = rank
         self._batch_rows = batch_rows
         self.taken = list(self._deal(phase, tokens, weights))
         self.num_steps = len(self.taken) // batch_rows
+        for hand in hands.values():
+            hand.leave()
 
     def turns(self, step: int) -> list[MemberTurn]:
         """Return the turns of this process in a step of the phase."""

@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
+from counterpoint.data.passes import Reading
 from counterpoint.data.recorded import read_recorded, record_once
 from counterpoint.data.source import BatchSource, DataSource, PreparedSource
 from counterpoint.data.tasks.reasoning.corpus import Reasoning
-from counterpoint.data.token_deal import Cursor, MemberWeight
+from counterpoint.data.token_deal import MemberWeight
 from counterpoint.files import read_json, write_json
 from counterpoint.processes import work_in_processes
 from counterpoint.progress import Progress
@@ -193,7 +194,7 @@ class Recorder:
         self.study = study
         self.folder = folder
         self._prepared: dict[str, PreparedSource] = {}
-        self._dealt: dict[str, tuple[BatchSource, int, dict[str, Cursor]]] = {}
+        self._dealt: dict[str, tuple[BatchSource, int, Reading]] = {}
 
     def __call__(self, some: Sequence[ChainPhase]) -> str:
         """Record the segments of a backbone that are missing, seed by seed; return its name."""
@@ -226,15 +227,18 @@ class Recorder:
 
         The deal of pre-training is kept for the other chains of the backbone.
         """
-        cursors = phases.cursors()
+        unread = phases.reading()
         root = replace(segment, phase=0).key
         if root not in self._dealt:
-            own = phases.dealt(0, cursors, train.batch_rows, train.seed)
-            self._dealt = {root: (*own, deepcopy(cursors))}
+            reading = deepcopy(unread)
+            own = phases.dealt(0, reading, train.batch_rows, train.seed)
+            self._dealt = {root: (*own, reading)}
         source, num_steps, after = self._dealt[root]
-        cursors |= {name: deepcopy(one) for name, one in after.items() if one.turn}
+        # Another chain of the backbone may have other sources.
+        reading = deepcopy(after)
+        reading.cursors = unread.cursors | reading.cursors
         for number in range(1, segment.phase + 1):
-            source, num_steps = phases.dealt(number, cursors, train.batch_rows, train.seed)
+            source, num_steps = phases.dealt(number, reading, train.batch_rows, train.seed)
         return source, num_steps
 
     def _phases(self, data: PhasedData, system: System) -> PreparedPhases:

@@ -23,14 +23,14 @@ class Amount(NamedTuple):
         tokens: Number of ticks that are followed by an element to predict: no padding.
         targets: Number of ticks that carry a loss.
         items: Number of items that begin in the rows: documents, sections or items of a task.
-        new_items: Number of those that the run had not read before.
+        unique_items: Number of those that the run had not read before, by their content.
     """
 
     rows: int = 0
     tokens: int = 0
     targets: int = 0
     items: int = 0
-    new_items: int = 0
+    unique_items: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

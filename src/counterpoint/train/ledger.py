@@ -18,7 +18,8 @@ class LedgerEntry:
         tokens: Number of tokens, without padding.
         targets: Number of tokens that carried a loss.
         items: Number of items that began in the rows, repeated ones included.
-        new_items: Number of items that the run had not read before, in this phase or earlier.
+        unique_items: Number of items that the run had not read before, in this phase or earlier,
+            from whatever source; ``None`` in ledgers of versions that counted by source.
         flops: Training FLOPs of the rows.
     """
 
@@ -28,13 +29,13 @@ class LedgerEntry:
     tokens: int = 0
     targets: int = 0
     items: int = 0
-    new_items: int = 0
+    unique_items: int | None = 0
     flops: float = 0.0
 
     @property
-    def repetitions(self) -> int:
+    def repetitions(self) -> int | None:
         """Number of items that the run had read before."""
-        return self.items - self.new_items
+        return None if self.unique_items is None else self.items - self.unique_items
 
 
 @dataclass(kw_only=True, slots=True)
@@ -74,6 +75,15 @@ class Ledger:
 
 
 def read_ledger(entries: list[dict[str, Any]]) -> Ledger:
-    """Return the ledger from the entries of a checkpoint."""
-    found = [LedgerEntry(**entry) for entry in entries]
+    """Return the ledger from the entries of a checkpoint.
+
+    Older versions counted `new_items`, those that were new to a source: two sources of the same
+    items counted them twice. They are left out, for they are not `unique_items`.
+    """
+    found = [LedgerEntry(**_current(entry)) for entry in entries]
     return Ledger(entries={(entry.phase, entry.source): entry for entry in found})
+
+
+def _current(entry: Mapping[str, Any]) -> dict[str, Any]:
+    known = {name: value for name, value in entry.items() if name != "new_items"}
+    return {"unique_items": None, **known}

@@ -20,7 +20,8 @@ import numpy as np
 from torch import nn
 
 from counterpoint.data.loader import Loader
-from counterpoint.data.mixture import Mixture, SingleRows
+from counterpoint.data.mixture import Mixture
+from counterpoint.data.passes import Cursor, Passes, Reading
 from counterpoint.data.source import (
     ALONE,
     BatchSource,
@@ -32,7 +33,7 @@ from counterpoint.data.source import (
 from counterpoint.data.tasks.items import Trained
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.data.text.corpus import DataConfig
-from counterpoint.data.token_deal import Cursor, MemberWeight, TokenDeal, pieces, weights_at
+from counterpoint.data.token_deal import MemberWeight, TokenDeal, pieces, weights_at
 from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
 from counterpoint.literals import literals_checked
@@ -237,28 +238,30 @@ class PreparedPhases:
         Raises:
             UserError: A source is exhausted, or does not give single rows.
         """
-        cursors = self.cursors()
+        reading = self.reading()
         parts = [
-            self.dealt(number, cursors, batch_rows, seed, rank, world_size)
+            self.dealt(number, reading, batch_rows, seed, rank, world_size)
             for number in range(len(self.by_phase))
         ]
         return PhasedBatches(parts)
 
-    def cursors(self) -> dict[str, Cursor]:
-        """Return how far each source has been read before the first phase."""
-        return {
-            source.name: Cursor(
-                name=source.name,
-                most_passes=source.most_passes,
-                others_take_over=source.when_exhausted == "others",
-            )
-            for source in self.data.sources
-        }
+    def reading(self) -> Reading:
+        """Return how far the sources have been read before the first phase: not at all."""
+        return Reading(
+            cursors={
+                source.name: Cursor(
+                    name=source.name,
+                    most_passes=source.most_passes,
+                    others_take_over=source.when_exhausted == "others",
+                )
+                for source in self.data.sources
+            }
+        )
 
     def dealt(
         self,
         number: int,
-        cursors: Mapping[str, Cursor],
+        reading: Reading,
         batch_rows: int,
         seed: int,
         rank: int = 0,
@@ -268,7 +271,7 @@ class PreparedPhases:
 
         Args:
             number: Number of the phase.
-            cursors: How far each source has been read; they are moved.
+            reading: How far the run has read; it is moved.
             batch_rows: Number of rows of a step, over all processes.
             seed: Seed of the order of rows.
             rank: Number of this process.
@@ -279,13 +282,14 @@ class PreparedPhases:
         if phase.rewarded is not None:
             source = sources[ROLLOUTS].batches(batch_rows, seed, rank, world_size)
             return source, phase.num_steps
-        loaders = {name: _loader(name, own, seed) for name, own in sources.items()}
-        hands = {name: (cursors[name], loader) for name, loader in loaders.items()}
+        hands = {
+            name: Passes(reading.cursors[name], _loader(name, own, seed), reading.known)
+            for name, own in sources.items()
+        }
         deal = TokenDeal(
             phase.name, phase.tokens, phase.weights, hands, batch_rows, rank, world_size
         )
-        members = {name: SingleRows(loader) for name, loader in loaders.items()}
-        return Mixture(members, deal), deal.num_steps
+        return Mixture(hands, deal), deal.num_steps
 
     def held_out_units(self) -> "JoinedUnits | None":
         """Return the held-out units of the sources that are measured; ``None`` without any."""

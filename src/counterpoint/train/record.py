@@ -145,6 +145,11 @@ class Record:
         self._check_data(path)
         state.counters = restore(path, state.system, state.optimizers, self.world)
         state.ledger = read_ledger(read_manifest(path).get("ledger", []))
+        if any(entry.unique_items is None for entry in state.ledger):
+            raise CheckpointError(
+                f"A ledger must count items by their content: {path} is of a version that counted "
+                "them by source. Go on with that version, or train in another folder."
+            )
         self.checkpoint = path
         self._saved_step = state.counters.step
         self.note(f"Going on after step {state.counters.step}, from {path}.")

@@ -217,7 +217,7 @@ class RolloutSource:
             self._round = number
         if not is_repeated:
             return self._batch
-        amounts = {name: one._replace(new_items=0) for name, one in self._batch.amounts.items()}
+        amounts = {name: one._replace(unique_items=0) for name, one in self._batch.amounts.items()}
         return replace(self._batch, amounts=amounts)
 
     def _file(self, number: int) -> Path | None:
@@ -313,7 +313,7 @@ def rollout_batch(
         tokens=size,
         targets=int(schedule.trained(system.layout[part], targets[part]).sum()),
         items=len(outcomes),
-        new_items=len(outcomes),
+        unique_items=len(outcomes),
     )
     return replace(
         batch,

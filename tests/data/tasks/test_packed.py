@@ -3,15 +3,18 @@ import pytest
 import torch
 
 from counterpoint.blocks.transformer import TowerConfig
+from counterpoint.data.loader import CountedRows
 from counterpoint.data.tasks.items import Item, Trained, Writer
-from counterpoint.data.tasks.packed import PackedItems
+from counterpoint.data.tasks.packed import PackedItems, item_digest
 from counterpoint.data.tasks.reasoning.corpus import Reasoning
-from counterpoint.data.tasks.source import item_rows
+from counterpoint.data.tasks.source import ItemRows, TaskData, item_rows
 from counterpoint.data.text.packing import PackedRows
 from counterpoint.data.text.shards import ShardWriter, TokenShards
 from counterpoint.data.text.tokenizer import ByteTokenizer
+from counterpoint.digests import ids_digest
 from counterpoint.errors import UserError
 from counterpoint.streams.spec import UNSET_ID
+from counterpoint.systems import sketch
 from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
 
 REASONING = Reasoning(families=("arithmetic", "dyck"), unique=12, most_symbols=90)
@@ -74,7 +77,72 @@ def test_packed_text_counts_its_tokens_and_units(tmp_path_factory: pytest.TempPa
         indices = np.arange(len(rows))
         targets = rows.rows(indices).targets["part"]
         assert rows.tokens(indices).tolist() == (targets != UNSET_ID).sum(1).tolist()
-        assert [int(unit) for row in indices for unit in rows.items(int(row))] == [0, 1, 2, 3, 4]
+        assert [int(unit) for row in indices for unit in rows.items(int(row))] == [
+            ids_digest(np.full(length, ord("x"))) for length in (3, 40, 1, 17, 90)
+        ]
+
+
+def test_equal_content_is_one_item_in_whatever_rows(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("shards") / "text"
+    with ShardWriter(folder, ByteTokenizer()) as writer:
+        for item in items(3):
+            writer.add(item.text)
+    layout = SingleStreamConfig(
+        tower=TowerConfig(width=16, num_layers=1, num_heads=2, mlp_hidden=24, window=128)
+    )
+    task = TaskData(task=REASONING, num_items=3)
+    kinds: list[CountedRows] = [
+        PackedRows(TokenShards(folder), 32, 4),
+        PackedItems(items(3), 120, 8, "spans"),
+        ItemRows(lambda number: items(3)[number], np.arange(3), task.prepare(sketch(layout))),
+    ]
+    for rows in kinds:
+        found = [one for row in range(len(rows)) for one in rows.items(row).tolist()]
+        assert found == [item_digest(item) for item in items(3)]
+
+
+def test_the_rest_of_items_is_packed_anew() -> None:
+    packed = PackedItems(items(), 256, 8, "all")
+    alone = [items()[number] for number in (2, 3, 4, 11, 19)]
+    rest = packed.rest(np.array([[2, 5], [11, 12], [19, 20]]))
+    wanted = PackedItems(alone, 256, 8, "all")
+    every = np.arange(len(wanted))
+    assert len(rest) == len(wanted)
+    for name in ("ticks", "targets"):
+        assert torch.equal(
+            getattr(rest.rows(every), name)["part"], getattr(wanted.rows(every), name)["part"]
+        )
+    assert torch.equal(rest.rows(every).document_start, wanted.rows(every).document_start)
+    assert rest.tokens(every).tolist() == wanted.tokens(every).tolist()
+    for row in range(len(rest)):
+        assert rest.items(row).tolist() == wanted.items(row).tolist()
+    assert rest.spans(every)[[0, -1], [0, 1]].tolist() == [2, 20]
+    assert len(packed.rest(np.empty((0, 2), np.int64))) == 0
+
+
+def test_the_rest_of_text_begins_where_other_rows_ended(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("shards") / "text"
+    with ShardWriter(folder, ByteTokenizer()) as writer:
+        for length in (3, 40, 1, 17, 90):
+            writer.add("x" * length)
+    rows = PackedRows(TokenShards(folder), 32, 4)
+    # 168 ticks: the last row is filled up, and 12 ticks of the first span are no row.
+    rest = rows.rest(np.array([[4, 48], [100, 168]]))
+    every = np.arange(len(rest))
+    assert rest.spans(every).tolist() == [[4, 36], [100, 132], [132, 164], [164, 168]]
+    batch = rest.rows(every)
+    whole = rows.rows(np.arange(len(rows)))
+    padded = np.concatenate((whole.ticks["part"].numpy().ravel(), np.full(32, 257)))
+    for row, (begin, end) in enumerate(rest.spans(every)):
+        own = batch.ticks["part"][row].numpy()
+        assert own[: end - begin].tolist() == padded[begin:end].tolist()
+        assert set(own[end - begin :]) <= {ByteTokenizer().end_id}
+    assert rest.tokens(every).tolist() == (batch.targets["part"] != UNSET_ID).sum(1).tolist()
+    assert [len(rest.items(int(row))) for row in every] == [1, 0, 0, 0]
 
 
 def test_items_that_do_not_fit_are_refused() -> None:

@@ -6,12 +6,12 @@ in that stream (`Item.whole`); all other systems get only the part.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, UInt
 
 from counterpoint.config_json import encode
 from counterpoint.data.loader import HeldOutRows, Loader, Rows
@@ -25,7 +25,7 @@ from counterpoint.data.tasks.items import (
     is_scored,
     trained_symbols,
 )
-from counterpoint.data.tasks.packed import PackedItems
+from counterpoint.data.tasks.packed import PackedItems, item_digest, places_of
 from counterpoint.data.tasks.part_whole import PartWholeTask
 from counterpoint.data.tasks.questions import Questions
 from counterpoint.data.tasks.reasoning.corpora import ReasoningTask
@@ -36,6 +36,9 @@ from counterpoint.literals import literals_checked
 from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream
+
+_KEPT_ITEMS = 2048
+"""Number of items that are not made again if they are soon needed again."""
 
 
 @literals_checked
@@ -117,7 +120,7 @@ class PreparedTask:
     def _rows(self) -> Rows:
         item = self._item(self.data.seed)
         if self.data.row_ticks is None:
-            return ItemRows(item, self.data.num_items, self)
+            return ItemRows(item, np.arange(self.data.num_items), self)
         if label_stream(self.layout) is not None:
             raise UserError(
                 "Items with labels must have rows of their own: got row_ticks="
@@ -137,7 +140,7 @@ class PreparedTask:
         if not self.data.num_held_out:
             return None
         item = self._item(self.data.seed + HELD_OUT_SEED)
-        return HeldOutRows(ItemRows(item, self.data.num_held_out, self))
+        return HeldOutRows(ItemRows(item, np.arange(self.data.num_held_out), self))
 
     def describe(self) -> str:
         """Return a phrase that says how much data there is."""
@@ -168,33 +171,47 @@ class ItemRows:
 
     Args:
         item: Makes the item with a number.
-        num_items: How many there are: numbers 0 to ``num_items - 1``.
+        numbers: The numbers.
         rows: Lays the items out.
     """
 
-    def __init__(self, item: Callable[[int], Item], num_items: int, rows: PreparedTask) -> None:
-        self._item = item
-        self._num_items = num_items
+    def __init__(
+        self, item: Callable[[int], Item], numbers: Int[np.ndarray, " n"], rows: PreparedTask
+    ) -> None:
+        # Rows are counted some at a time, first their tokens and then their items.
+        self._item = lru_cache(_KEPT_ITEMS)(item)
+        self._numbers = numbers
         self._rows = rows
 
     def __len__(self) -> int:
-        return self._num_items
+        return len(self._numbers)
 
     def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
-        """Return the items with these numbers as rows."""
-        return self._rows.batch([self._item(int(number)) for number in indices])
+        """Return the items at ``indices`` as rows."""
+        return self._rows.batch([self._at(index) for index in indices])
 
     def tokens(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
         """Return the number of symbols of each item; see `CountedRows`."""
-        return np.array([len(self._item(int(number)).text) for number in indices])
+        return np.array([len(self._at(index).text) for index in indices])
 
-    def items(self, index: int) -> Int[np.ndarray, " n"]:
-        """Return the number of the item in a row."""
-        return np.array([index])
+    def items(self, index: int) -> UInt[np.ndarray, " _n"]:
+        """Return the digest of the text of the item in a row; see `CountedRows`."""
+        return np.array([item_digest(self._at(index))], np.uint64)
+
+    def spans(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B 2"]:
+        """Return the number of the item in each row, and the next number."""
+        return np.stack((self._numbers[indices], self._numbers[indices] + 1), 1)
+
+    def rest(self, spans: Int[np.ndarray, "n 2"]) -> "ItemRows":
+        """Return some items as rows; see `CountedRows`."""
+        return ItemRows(self._item, places_of(spans), self._rows)
 
     def title(self, index: int) -> str:
         """Return the name of the item in a row."""
-        return f"item {index}"
+        return f"item {self._numbers[index]}"
+
+    def _at(self, index: Any) -> Item:
+        return self._item(int(self._numbers[index]))
 
 
 def item_rows(

@@ -1,10 +1,13 @@
 """Packing: all units one after another on aligned ticks, cut into rows of equal length."""
 
+from copy import copy
+
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, UInt
 
 from counterpoint.data.text.shards import TokenShards
+from counterpoint.digests import ids_digest
 from counterpoint.errors import UserError
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID
@@ -15,7 +18,7 @@ class PackedRows:
 
     A unit that reaches the end of a row continues in the next one, where its ``document_start`` is
     0. Padding holds ``end_id`` and carries no loss; the last row is filled up with it. Only one
-    number a unit is held in memory.
+    number a unit and one a row are held in memory.
 
     Args:
         shards: The units.
@@ -42,11 +45,12 @@ class PackedRows:
         self._token_stops = np.asarray(shards.token_stops)
         num_blocks = -(-np.diff(self._token_stops, prepend=0) // block_ticks)
         self._stops = np.cumsum(num_blocks) * block_ticks  # tick at which each unit ends
-        self._num_rows = -(-int(self._stops[-1]) // row_ticks)
-        self._stops[-1] = self._num_rows * row_ticks
+        self._num_ticks = int(self._stops[-1])
+        self._stops[-1] += row_ticks  # what fills up the last row is of the last unit
+        self._starts = np.arange(0, self._num_ticks, row_ticks)  # tick at which each row begins
 
     def __len__(self) -> int:
-        return self._num_rows
+        return len(self._starts)
 
     def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
         """Return the rows at ``indices`` as a batch.
@@ -57,7 +61,7 @@ class PackedRows:
             UserError: An index is out of range.
         """
         units = self.units(indices)
-        row_start = np.asarray(indices)[:, None] * self.row_ticks
+        row_start = self._starts[indices][:, None]
         tick = row_start + np.arange(self.row_ticks)
         unit_start = np.where(units > 0, self._stops[units - 1], 0)
         token_start = np.where(units > 0, self._token_stops[units - 1], 0)
@@ -76,14 +80,43 @@ class PackedRows:
 
     def tokens(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
         """Return the number of targets of each row; see `CountedRows`."""
-        first = np.asarray(indices) * self.row_ticks
+        first = self._starts[indices]
         return self._targets_before(first + self.row_ticks) - self._targets_before(first)
 
-    def items(self, index: int) -> Int[np.ndarray, " _n"]:
-        """Return the numbers of the units that begin in a row; see `CountedRows`."""
-        first = index * self.row_ticks
-        starts = np.concatenate(([0], self._stops[:-1]))
-        return np.arange(*np.searchsorted(starts, (first, first + self.row_ticks)))
+    def items(self, index: int) -> UInt[np.ndarray, " _n"]:
+        """Return digests of the units that begin in a row; see `CountedRows`."""
+        first = self._starts[index]
+        # The first unit begins at 0, and each other one where the one before it ends.
+        begin, end = np.searchsorted(self._stops[:-1], (first, first + self.row_ticks))
+        units = range(begin + (first > 0), end + 1)
+        return np.array([self._digest(unit) for unit in units], np.uint64)
+
+    def spans(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B 2"]:
+        """Return the ticks of rows; see `CountedRows`."""
+        first = self._starts[indices]
+        return np.stack((first, np.minimum(first + self.row_ticks, self._num_ticks)), 1)
+
+    def rest(self, spans: Int[np.ndarray, "n 2"]) -> "PackedRows":
+        """Return rows of some ticks; what is shorter than a row is left out.
+
+        See `CountedRows`.
+        """
+        found = copy(self)
+        # The last row of all is filled up, also if it begins elsewhere.
+        lasts = np.where(
+            spans[:, 1] < self._num_ticks, spans[:, 1] - self.row_ticks, spans[:, 1] - 1
+        )
+        cut = [
+            np.arange(begin, last + 1, self.row_ticks)
+            for begin, last in zip(spans[:, 0], lasts, strict=True)
+        ]
+        found._starts = np.concatenate(cut) if cut else np.empty(0, np.int64)
+        return found
+
+    def _digest(self, unit: int) -> int:
+        """Return the digest of the ids of a unit, without those that begin and end it."""
+        begin = int(self._token_stops[unit - 1]) if unit else 0
+        return ids_digest(self.shards.tokens(np.arange(begin + 1, self._token_stops[unit] - 1)))
 
     def _targets_before(self, ticks: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
         """Return the number of targets before each tick of the sequence of all units."""
@@ -96,9 +129,9 @@ class PackedRows:
     def units(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B T"]:
         """Return the number of the unit to which each tick of the rows belongs."""
         indices = np.asarray(indices)
-        if ((indices < 0) | (indices >= self._num_rows)).any():
-            raise UserError(f"Rows must be 0 to {self._num_rows - 1}: got {indices.tolist()}.")
-        start = indices * self.row_ticks
+        if ((indices < 0) | (indices >= len(self))).any():
+            raise UserError(f"Rows must be 0 to {len(self) - 1}: got {indices.tolist()}.")
+        start = self._starts[indices]
         first = np.searchsorted(self._stops, start, side="right")
         last = np.searchsorted(self._stops, start + self.row_ticks - 1, side="right")
         counts = last - first + 1

@@ -46,7 +46,7 @@ def write_run_report(folder: Path) -> Path:
 
 def ledger_table(ledger: Ledger) -> str:
     """Return what was read of each source in each phase as a table; empty if nobody counted."""
-    heads = ("phase", "source", "rows", "tokens", "share", "with loss", "items", "new", "FLOPs")
+    heads = ("phase", "source", "rows", "tokens", "share", "with loss", "items", "unique", "FLOPs")
     totals = Counter[str]()
     for entry in ledger:
         totals[entry.phase] += entry.tokens
@@ -59,7 +59,7 @@ def ledger_table(ledger: Ledger) -> str:
             f"{entry.tokens / totals[entry.phase]:.1%}",
             f"{entry.targets:,}",
             f"{entry.items:,}",
-            f"{entry.new_items:,}",
+            "-" if entry.unique_items is None else f"{entry.unique_items:,}",
             f"{entry.flops:.3g}",
         )
         for entry in ledger
