@@ -68,5 +68,8 @@ def answer_reward(item: ReasoningItem, solution: str) -> float:
 
 
 def process_reward(item: ReasoningItem, solution: str) -> float:
-    """Return 1 if the answer is right and every step that is written is valid, otherwise 0."""
-    return float(judge(item, solution).is_sound)
+    """Return 1 if the answer is right after every step that is needed, all valid, otherwise 0.
+
+    So nothing is gained by leaving steps out.
+    """
+    return float(judge(item, solution).is_complete)
