@@ -52,8 +52,6 @@ class Family:
         solve: Returns a solver of a statement; it knows nothing but the statement.
         guess: Returns an answer of somebody who knows a part of the statement only; the key says
             which part.
-        solve_like: Returns a solver that takes the steps in the order of written lines, but each
-            after those that it needs; ``None`` if the order is a part of the method.
     """
 
     name: str
@@ -61,7 +59,6 @@ class Family:
     statement: Callable[[int, random.Random, random.Random], str]
     solve: Callable[[str], Solver]
     guess: Mapping[str, Callable[[str, random.Random], str]]
-    solve_like: Callable[[str, Sequence[str]], Solver] | None = None
 
     def question(self, statement: str, template: int) -> str:
         """Return a statement in the words of a template."""
@@ -152,8 +149,8 @@ def check_solution(family: Family, statement: str, text: str) -> Verdict:
     """Judge a solution by its text and the statement alone.
 
     Steps may be missing; then they count as done rightly. A line that fits no step that is still to
-    be done is invalid, and so are all lines after it. Any order of the steps in which each follows
-    those that it needs is accepted, unless the order is a part of the method (`Family.solve_like`).
+    be done is invalid, and so are all lines after it. The order of the steps is a part of the
+    method, and there is no other one where each step needs the step before it.
     """
     thought, mark, rest = text.partition(ANSWER_MARK)
     answer, end, more = rest.partition(SOLUTION_END)
@@ -162,12 +159,11 @@ def check_solution(family: Family, statement: str, text: str) -> Verdict:
     if not lines[-1]:
         lines.pop()
     true = write_solution(family.solve(statement), random.Random(0))
-    like = family.solve_like
     return Verdict(
         is_right=is_ended and answer == true.answer,
         is_ended=is_ended,
         num_steps=len(lines),
-        num_valid=_count_valid(like(statement, lines) if like else family.solve(statement), lines),
+        num_valid=_count_valid(family.solve(statement), lines),
         num_needed=len(true.lines),
     )
 

@@ -6,7 +6,6 @@ form: one kind of quantity, four kinds of sentences.
 
 import random
 import re
-from collections.abc import Mapping, Sequence
 
 from counterpoint.data.tasks.reasoning.family import Family, Solver, SolverStep, another, require
 
@@ -49,15 +48,12 @@ def _statement(operations: int, shape: random.Random, values: random.Random) -> 
     return f"{' '.join(sentences)} How many has the {names[operations]}, mod {_MODULUS}"
 
 
-def _solve(statement: str, lines: Sequence[str] = ()) -> Solver:
-    """Find one needed quantity a step, each after those that it needs.
-
-    Among these orders it is that of the quantities that written lines begin with.
-    """
+def _solve(statement: str) -> Solver:
+    """Find one needed quantity a step, each after those that it needs."""
     told = {groups[0]: groups[1:] for groups in _SENTENCE.findall(statement)}
     asked = statement.rpartition(" has the ")[2].partition(",")[0]
     known: dict[str, int] = {}
-    for name in _needed(told, asked, [line.partition("=")[0] for line in lines]):
+    for name in _needed(told, asked):
         number, more, base, times, factored, first, second = told[name]
         if number:
             given = f"{name}="
@@ -78,25 +74,19 @@ def _solve(statement: str, lines: Sequence[str] = ()) -> Solver:
     return str(known[asked])
 
 
-def _needed(
-    told: Mapping[str, tuple[str, ...]], asked: str, early: Sequence[str] = ()
-) -> list[str]:
-    """Return the needed quantities, each after those that it reads, and some as early as may be."""
+def _needed(told: dict[str, tuple[str, ...]], asked: str) -> list[str]:
+    """Return the needed quantities, each after those that it reads."""
+    order: list[str] = []
 
-    def visit(name: str, order: list[str]) -> list[str]:
+    def visit(name: str) -> None:
         if name not in order:
             for other in told[name]:
                 if other.isalpha():
-                    visit(other, order)
+                    visit(other)
             order.append(name)
-        return order
 
-    needed = visit(asked, [])
-    order: list[str] = []
-    for name in early:
-        if name in needed:
-            visit(name, order)
-    return visit(asked, order)
+    visit(asked)
+    return order
 
 
 def _own_sentence(statement: str, rng: random.Random) -> str:
@@ -124,5 +114,4 @@ WORD_PROBLEMS = Family(
     statement=_statement,
     solve=_solve,
     guess={"own sentence": _own_sentence},
-    solve_like=_solve,
 )
