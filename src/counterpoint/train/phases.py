@@ -26,6 +26,7 @@ from counterpoint.data.source import (
     ALONE,
     BatchSource,
     DataSource,
+    HasProgress,
     HeldOutUnits,
     Preparation,
     PreparedSource,
@@ -372,6 +373,17 @@ class PhasedBatches:
             part.attach(self._model)
             begins = step == self._ends[phase] - self.num_steps[phase]
             part.keep_reference(folder / f"reference_{phase}.safetensors", begins)
+
+    @property
+    def progress(self) -> Any:
+        """What each phase counts; see `counterpoint.data.source.HasProgress`."""
+        return [part.progress if isinstance(part, HasProgress) else None for part in self.parts]
+
+    def go_on(self, progress: Any) -> None:
+        """Go on from the counts of a checkpoint; see `counterpoint.data.source.HasProgress`."""
+        for part, own in zip(self.parts, progress, strict=True):
+            if isinstance(part, HasProgress):
+                part.go_on(own)
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step of the run, counted from 0."""

@@ -61,7 +61,8 @@ class GroupConfig:
         num_updates: Number of steps that learn from the same solutions.
         temperature: Divisor of the scores, in writing and in learning.
         most_ticks: Largest number of ticks of a solution. Solutions that do not end carry no loss.
-        patience: Number of rounds of solutions without any reward after which training ends.
+        patience: Number of rounds in a row after which training ends if they teach nothing, because
+            the solutions of every question have one reward, and not all are right.
     """
 
     group_size: int = 8

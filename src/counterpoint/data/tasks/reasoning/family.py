@@ -150,7 +150,7 @@ def check_solution(family: Family, statement: str, text: str) -> Verdict:
 
     Steps may be missing; then they count as done rightly. A line that fits no step that is still to
     be done is invalid, and so are all lines after it. The order of the steps is a part of the
-    method, and there is no other one where each step needs the step before it.
+    method.
     """
     thought, mark, rest = text.partition(ANSWER_MARK)
     answer, end, more = rest.partition(SOLUTION_END)
