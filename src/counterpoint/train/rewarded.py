@@ -10,7 +10,8 @@ from counterpoint.data.loader import HeldOutRows
 from counterpoint.data.source import ALONE, Preparation
 from counterpoint.data.tasks.prompts import END_ID, item_prompt
 from counterpoint.data.tasks.reasoning.corpora import ReasoningTask
-from counterpoint.data.tasks.reasoning.gym import GymReasoning, gym_reward
+from counterpoint.data.tasks.reasoning.gym import GymReasoning
+from counterpoint.data.tasks.reasoning.gym_verifier import gym_reward
 from counterpoint.data.tasks.reasoning.item import ReasoningItem, answer_reward, process_reward
 from counterpoint.data.tasks.source import PreparedTask, TaskData
 from counterpoint.data.tasks.verify import TimedVerifier, check_limit

@@ -4,7 +4,8 @@ import pytest
 
 from counterpoint.config_json import decode, encode
 from counterpoint.data.tasks.items import HELD_OUT_SEED, floors
-from counterpoint.data.tasks.reasoning.gym import GymReasoning, gym_reward
+from counterpoint.data.tasks.reasoning.gym import GymReasoning
+from counterpoint.data.tasks.reasoning.gym_verifier import gym_reward
 from counterpoint.errors import UserError
 
 pytest.importorskip("reasoning_gym")

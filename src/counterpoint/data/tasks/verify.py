@@ -131,6 +131,11 @@ def _serve(verify: Verifier, pipe: Any) -> None:
         pipe.send(value)
 
 
+def pass_counts(num_samples: int) -> list[int]:
+    """Return the numbers k for which pass@k is told: 1, 2, 4 and so on, up to all samples."""
+    return [1 << power for power in range(num_samples.bit_length())]
+
+
 def pass_at_k(num_right: Sequence[int], num_samples: int, k: int) -> float:
     """Return the probability that at least one of k samples is right, averaged over questions.
 
