@@ -206,6 +206,16 @@ def test_the_steps_of_a_word_problem_have_one_order() -> None:
         assert all(before in reads[after] for before, after in pairwise(names))
 
 
+@pytest.mark.parametrize(("score", "is_right"), [(1.0, True), (0.99, False), (0.0, False)])
+def test_an_item_of_reasoning_gym_is_judged_by_its_score(score: float, is_right: bool) -> None:
+    """It has no steps that could be checked."""
+    item = ReasoningItem("q\n#1\n", (), facts={"entry": {}}, thought_start=2, answer_start=2)
+    verdict = judge(item, "why;#1\n", lambda item, solution: score)
+    assert verdict == (is_right, True, 0, 0, 0)
+    assert verdict.is_sound == verdict.is_complete == is_right
+    assert not judge(item, "#1", lambda item, solution: 0.0).is_ended
+
+
 def test_step_errors_and_skipped_steps_are_what_is_asked() -> None:
     for errors, skipped in ((0.2, 0.0), (0.0, 0.5), (0.3, 0.6)):
         items = made(Reasoning(step_errors=errors, skipped_steps=skipped, most_symbols=900), 400)
