@@ -127,14 +127,10 @@ class PhaseData:
                 )
             return
         if not 1 <= self.tokens < math.inf:
-            raise UserError(
-                f"Phase {self.name!r} must have data: `tokens` is {self.tokens}. Give a finite "
-                "number from 1 on."
-            )
+            raise UserError(f"Phase {self.name!r} must have data: `tokens` is {self.tokens}.")
         if self.row_ticks is not None and not 1 <= self.row_ticks < math.inf:
             raise UserError(
-                f"`row_ticks` of phase {self.name!r} must be >= 1, or None for the rows of each "
-                f"source: got {self.row_ticks}."
+                f"`row_ticks` of phase {self.name!r} must be >= 1 or None: got {self.row_ticks}."
             )
         for begin, end in pieces(self.weights):
             total = sum(weights_at(self.weights, begin).values())
