@@ -387,7 +387,10 @@ def test_only_a_model_that_fits_is_fitted(changes: dict[str, Any], message: str)
     ("mixer", "tower", "message"),
     [
         ({"num_keys": 4}, {}, "`num_keys` must be odd: got 4"),
-        ({"num_queries": 0}, {}, "`num_queries` must be >= 1"),
+        ({"num_queries": 0}, {}, "`num_queries` must be a whole number >= 1"),
+        ({"num_queries": 2.5}, {}, "`num_queries` must be a whole number >= 1: got 2.5"),
+        ({"num_queries": True}, {}, "`num_queries` must be a whole number >= 1: got True"),
+        ({"num_keys": math.nan}, {}, "`num_keys` must be a whole number >= 1: got nan"),
         ({"group_heads": 3}, {}, "`group_heads` must divide the 4 heads: got 3"),
         ({"num_kv_heads": 3}, {}, "`num_kv_heads` must divide the 4 heads: got 3"),
         ({}, {"window": 10}, "must fit the window of 10 steps: got 6 queries and 11 keys"),

@@ -1,5 +1,6 @@
 """A reinforcement run from end to end: begun from another run, counted, loaded and scored."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,6 +73,11 @@ def test_data_fit_and_refuse(tmp_path: Path) -> None:
         unconnected.batch(0)
     with pytest.raises(UserError, match="num_items"):
         RewardedData(task=TASK, num_items=0)
+    with pytest.raises(UserError, match="`num_held_out` must be >= 0: got -1"):
+        RewardedData(task=TASK, num_held_out=-1)
+    for limit_s in (0.0, math.inf, math.nan):
+        with pytest.raises(UserError, match=f"`limit_s` must be a finite .* got {limit_s}"):
+            RewardedData(task=TASK, limit_s=limit_s)
     plain = RewardedData(task=PlainText()).prepare(model)
     with pytest.raises(UserError, match="text without questions"):
         plain._ask(0)
@@ -92,6 +98,7 @@ def test_scores_are_those_of_what_was_written() -> None:
         ]
     )
     assert scores["right"] == scores["sound"] == scores["right, dyck"] == pytest.approx(5 / 12)
+    assert scores["complete"] == scores["complete, dyck"] == scores["right"]
     assert scores["pass@1"] == pytest.approx(5 / 12)
     assert scores["pass@2"] == pytest.approx(5 / 6)
     assert scores["ended"] == pytest.approx(10 / 12)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 from collections import Counter
@@ -36,6 +37,7 @@ from counterpoint.train.config import PhaseConfig, ScheduleConfig, TrainConfig
 from counterpoint.train.ledger import read_ledger
 from counterpoint.train.optimizer import lr_ratio
 from counterpoint.train.phases import (
+    PhaseData,
     PhasedBatches,
     PhaseSource,
     begins_anew,
@@ -200,6 +202,29 @@ def test_moments_are_dropped_where_a_phase_asks(whole: Path) -> None:
 def test_run_is_stored_and_read(whole: Path) -> None:
     run = phased()
     assert decode(Run, json.loads(json.dumps(encode(run)))) == run
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"tokens": math.nan}, "must have data: `tokens` is nan"),
+        ({"tokens": math.inf}, "must have data: `tokens` is inf"),
+        ({"row_ticks": 0}, "`row_ticks` of phase 'a' must be >= 1 or None: got 0"),
+        ({"weights": (MemberWeight(member="r", weight=1e308),) * 2}, "must have a finite sum"),
+    ],
+)
+def test_numbers_without_meaning_are_refused(wrong: dict[str, Any], message: str) -> None:
+    fields = {"name": "a", "tokens": 9, "weights": (MemberWeight(member="r", weight=1.0),)} | wrong
+    with pytest.raises(UserError, match=message) as problem:
+        PhaseData(**fields)
+    assert "\n" not in str(problem.value)
+    for number in (math.nan, math.inf):
+        with pytest.raises(UserError, match=f"`weight` of 'r' must be finite .* got {number}"):
+            MemberWeight(member="r", weight=number)
+        with pytest.raises(UserError, match=f"`most_passes` of 'r' must be finite .* got {number}"):
+            PhaseSource(name="r", data=TaskData(task=Reasoning()), most_passes=number)
+    with pytest.raises(UserError, match="`num_held_out` must be >= 0: got -1"):
+        TaskData(task=Reasoning(), num_held_out=-1)
 
 
 def test_phases_without_data_are_refused() -> None:

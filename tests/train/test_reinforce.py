@@ -1,7 +1,9 @@
 """GRPO: the loss by its definition, in several streams; the loop, its resumption and its end."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import replace
-from itertools import product
+from itertools import chain, cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,12 @@ from counterpoint.systems import build_system
 from counterpoint.systems.contract import System
 from counterpoint.train.config import OptimizerConfig, TrainConfig
 from counterpoint.train.loop import Trainer, split_batch, train
-from counterpoint.train.reinforce import GroupConfig, GroupObjective, old_name
+from counterpoint.train.reinforce import (
+    GroupConfig,
+    GroupObjective,
+    group_advantages,
+    old_name,
+)
 from counterpoint.train.rollout_source import Asked, NoRewardError, RolloutSource, Verify
 from tests.systems.tiny_models import CONFIGS, randomised
 
@@ -231,6 +238,102 @@ def test_rewards_that_never_come_end_the_run_in_one_line(tmp_path: Path) -> None
     assert list((tmp_path / "checkpoints").iterdir())  # what was learned before is kept
 
 
+def ended_after(rounds: list[list[float]], patience: int = 3) -> int:
+    """Return the number of rounds of solutions with these rewards, one group a round, to the end.
+
+    The rewards are given again and again; 0 means that the run goes on.
+    """
+    config = replace(SHORT, group_size=len(rounds[0]), patience=patience, most_ticks=24)
+    told = cycle(chain.from_iterable(rounds))
+    system = model_of("one stream")
+    source = source_of(system, config, rows=len(rounds[0]), verify=lambda *_: Verified(next(told)))
+    source.attach(system)
+    for number in range(10):
+        try:
+            source.batch(number)
+        except NoRewardError:
+            return number + 1
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("rounds", "ends_after"),
+    [
+        ([[0.01] * 6], 3),  # the same partial credit for all
+        ([[-1.0] * 6], 3),
+        ([[0.1] * 6, [0.3] * 6], 3),  # rewards of different questions are not compared
+        ([[-1.0, -0.2] * 3], 0),  # negative rewards that tell solutions apart
+        ([[0.0] * 6, [0.0] * 6, [0.0, 0.1] * 3], 0),
+        ([[1.0] * 6], 0),  # nothing is left to learn
+        ([[1.0] * 6, [0.0] * 6], 6),  # what is always right does not make up for the rest
+    ],
+)
+def test_a_run_ends_if_rewards_do_not_tell_solutions_apart(
+    rounds: list[list[float]], ends_after: int
+) -> None:
+    assert ended_after(rounds) == ends_after
+
+
+def test_rewards_of_solutions_without_an_end_teach_nothing() -> None:
+    system = model_of("one stream")
+    told: list[str] = []
+
+    def one_by_one(item: Item, text: str) -> Verified:
+        told.append(text)
+        return Verified(len(told) / 100)
+
+    source = source_of(system, replace(SHORT, patience=1, most_ticks=1), verify=one_by_one)
+    source.attach(system)
+    for number in range(20):
+        told.clear()
+        try:
+            source.batch(number)
+        except NoRewardError:
+            break
+        assert any(text.endswith(chr(END)) for text in told)
+    assert told
+    assert not any(text.endswith(chr(END)) for text in told)
+
+
+@pytest.mark.parametrize("num_updates", [1, 2])
+def test_rounds_without_reward_are_counted_through_a_restart(
+    num_updates: int, tmp_path: Path
+) -> None:
+    """Calls of two steps each end where one call ends, also between two steps of a round."""
+
+    def steps_of(folder: Path, ends: Iterable[int]) -> tuple[int, str]:
+        for end in ends:
+            system = model_of("one stream")
+            source = source_of(
+                system,
+                replace(SHORT, patience=3, num_updates=num_updates),
+                verify=lambda item, text: Verified(0.01),
+                folder=folder / "rounds",
+            )
+            config = TrainConfig(
+                num_steps=end, batch_rows=8, precision="float32", checkpoint_every=1
+            )
+            try:
+                train(system, source, config, folder)
+            except NoRewardError as problem:
+                return end, str(problem)
+        raise AssertionError("the run goes on")
+
+    _, whole = steps_of(tmp_path / "whole", [20])
+    end, again = steps_of(tmp_path / "again", range(1, 20))
+    assert again == whole
+    assert "of the last 6 questions" in again
+    assert end == 2 * num_updates + 1
+
+
+def test_equal_rewards_have_no_advantage_at_all() -> None:
+    """The mean of equal numbers is rounded: divided by a deviation near 0, it would be noise."""
+    rewards = torch.tensor([[0.1] * 7, [0.7] * 7, [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
+    for advantages in (group_advantages(rewards, "group"), group_advantages(rewards, "none")):
+        assert not advantages[:2].any()
+        assert advantages[2].all()
+
+
 def test_a_verifier_that_fails_is_counted_and_changes_nothing_else() -> None:
     system = model_of("one stream")
     source = source_of(system, verify=lambda item, text: Verified(0.0, "timed out"))
@@ -322,6 +425,13 @@ def test_solutions_without_an_end_carry_no_loss() -> None:
         ({"most_ticks": 0}, ">= 1"),
         ({"clip_low": 1.5}, "0 to 1"),
         ({"temperature": 0.0}, "above 0"),
+        ({"temperature": math.inf}, "`temperature` must be finite and above 0: got inf"),
+        ({"temperature": math.nan}, "`temperature` must be finite and above 0: got nan"),
+        ({"kl_weight": math.nan}, "`kl_weight` must be finite and >= 0: got nan"),
+        ({"kl_weight": math.inf}, "`kl_weight` must be finite and >= 0: got inf"),
+        ({"clip_high": math.nan}, "`clip_high` must be finite and >= 0: got nan"),
+        ({"clip_low": math.nan}, "0 to 1"),
+        ({"patience": math.inf}, ">= 1"),
     ],
 )
 def test_wrong_settings_are_refused(wrong: dict[str, Any], message: str) -> None:

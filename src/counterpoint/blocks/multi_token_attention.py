@@ -133,8 +133,9 @@ class MultiTokenConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_queries", "num_keys", "conv_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"`{name}` must be >= 1: got {getattr(self, name)}.")
+            number = getattr(self, name)
+            if type(number) is not int or number < 1:
+                raise UserError(f"`{name}` must be a whole number >= 1: got {number}.")
         if self.num_keys % 2 == 0:
             raise UserError(
                 "A kernel has as many keys before its own as after it, so `num_keys` must be odd: "

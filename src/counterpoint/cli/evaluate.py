@@ -38,6 +38,8 @@ class EvaluateOptions:
         max_units: Number of held-out units (for speech: rows) that are scored, spread evenly, or 0
             for all; items of a task are answered at the same places.
         whole_units: Number of units on which the whole is replaced, spread evenly, or 0 for all.
+        num_samples: Number of solutions sampled at temperature 1 for each held-out question that is
+            solved in steps, for pass@1, 2, 4 and so on up to it, or 0 for none.
         precision: Type of the computation; "auto" takes the one that is faster on this machine.
     """
 
@@ -45,7 +47,12 @@ class EvaluateOptions:
     recordings: str = ""
     max_units: int = 0
     whole_units: int = 32
+    num_samples: int = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 0:
+            raise UserError(f"`--num-samples` must be >= 0: got {self.num_samples}.")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -73,6 +80,7 @@ def _evaluate(options: EvaluateOptions, running: Running) -> dict[str, Any]:
     if not options.recordings:
         folder = loaded.path.parent.parent  # of the run, unless the checkpoint was moved
         check_learned(source, data.fingerprint, folder)
+    scores = item_scores(system, source, options.max_units, progress, options.num_samples)
     found = evaluate(
         system,
         data,
@@ -86,7 +94,7 @@ def _evaluate(options: EvaluateOptions, running: Running) -> dict[str, Any]:
         progress=progress,
     )
     measures = measures_of(found, {stream.name for stream in system.layout.predicted})
-    measures |= item_scores(system, source, options.max_units, progress)
+    measures |= scores
     count = len(found.bits)
     noun = f"{'row' if found.unit == 'frame' else 'unit'}{'' if count == 1 else 's'}"
     title = f"{loaded.name}, {count} {noun}, {sum(found.sizes):,} {found.unit}s"

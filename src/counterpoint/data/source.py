@@ -40,6 +40,18 @@ class AsksTheModel(Protocol):
 
 
 @runtime_checkable
+class HasProgress(Protocol):
+    """A `BatchSource` that counts something over its batches, which every checkpoint keeps."""
+
+    @property
+    def progress(self) -> Any:
+        """The count, as JSON."""
+
+    def go_on(self, progress: Any) -> None:
+        """Go on from the count of a checkpoint."""
+
+
+@runtime_checkable
 class HeldOutUnits(Protocol):
     """Units that are held out from training, to be scored one by one."""
 

@@ -40,8 +40,10 @@ class MemberWeight:
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.weight >= 0:
-            raise UserError(f"`weight` of {self.member!r} must be >= 0: got {self.weight}.")
+        if not 0 <= self.weight < math.inf:
+            raise UserError(
+                f"`weight` of {self.member!r} must be finite and >= 0: got {self.weight}."
+            )
         if not 0 <= self.begin < self.end <= 1:
             raise UserError(
                 f"`begin` and `end` of {self.member!r} must be shares of the phase, 0 <= begin < "

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 
 from counterpoint.data.tasks.prompts import END_ID, item_prompt, written_text
 from counterpoint.data.tasks.reasoning.family import Verdict
+from counterpoint.data.tasks.reasoning.gym_verifier import gym_reward
 from counterpoint.data.tasks.reasoning.item import ReasoningItem, judge
 from counterpoint.data.tasks.source import item_batch
-from counterpoint.data.tasks.verify import pass_at_k
+from counterpoint.data.tasks.verify import TimedVerifier, pass_at_k, pass_counts
 from counterpoint.data.text.tokenizer import ByteTokenizer
 from counterpoint.errors import UserError
 from counterpoint.evaluate.score import target_nats
@@ -57,7 +59,7 @@ def attempt(
 
     Args:
         system: System that reads and writes bytes.
-        items: Items of the families of `counterpoint.data.tasks.reasoning`.
+        items: Items of the families of `counterpoint.data.tasks.reasoning`, or of reasoning-gym.
         num_samples: Number of solutions of each item.
         temperature: Divisor of the scores; 0 always takes the likeliest id.
         most_ticks: Largest number of ticks of a solution.
@@ -77,20 +79,22 @@ def attempt(
     found = [Attempts(item, [], []) for item in items]
     training = model.training
     model.eval()
-    for first in range(0, len(asked), batch_rows):
-        rows = asked[first : first + batch_rows]
-        rollouts = roll_out(
-            model,
-            [prompts[number] for number in rows],
-            seeds[first : first + batch_rows],
-            temperature=temperature,
-            most_ticks=most_ticks,
-            end_id=END_ID,
-        )
-        for number, ids in zip(rows, rollouts.texts, strict=True):
-            text = written_text(ids)
-            found[number].texts.append(text)
-            found[number].verdicts.append(judge(items[number], text))
+    with closing(TimedVerifier(gym_reward)) as gym:
+        for first in range(0, len(asked), batch_rows):
+            rows = asked[first : first + batch_rows]
+            rollouts = roll_out(
+                model,
+                [prompts[number] for number in rows],
+                seeds[first : first + batch_rows],
+                temperature=temperature,
+                most_ticks=most_ticks,
+                end_id=END_ID,
+            )
+            for number, ids in zip(rows, rollouts.texts, strict=True):
+                text = written_text(ids)
+                verdict = judge(items[number], text, lambda *both: gym(*both).reward)
+                found[number].texts.append(text)
+                found[number].verdicts.append(verdict)
     model.train(training)
     return found
 
@@ -98,10 +102,11 @@ def attempt(
 def solution_scores(attempts: Sequence[Attempts]) -> dict[str, float]:
     """Return scores of solutions by name.
 
-    "right" is the share of right answers, "sound" of right answers after valid steps only (process
-    accuracy), "ended" of solutions that end, "valid steps" of the written steps that are valid,
-    "symbols" the mean length, and "pass@k" for k = 1, 2, 4 and so on. "right" and "sound" are also
-    given by family, such as "right, sorting".
+    "right" is the share of right answers, "complete" of right answers after all steps that are
+    needed, each valid (process accuracy), "sound" of right answers after valid steps of which some
+    may be left out, "ended" of solutions that end, "valid steps" of the written steps that are
+    valid, "symbols" the mean length, and "pass@k" for k = 1, 2, 4 and so on. "right", "sound" and
+    "complete" are also given by family, such as "right, sorting".
 
     Args:
         attempts: Solutions, equally many of each item.
@@ -118,18 +123,17 @@ def solution_scores(attempts: Sequence[Attempts]) -> dict[str, float]:
     scores = {
         "right": sum(right) / len(verdicts),
         "sound": sum(verdict.is_sound for verdict in verdicts) / len(verdicts),
+        "complete": sum(verdict.is_complete for verdict in verdicts) / len(verdicts),
         "ended": sum(verdict.is_ended for verdict in verdicts) / len(verdicts),
         "valid steps": sum(verdict.num_valid for verdict in verdicts) / max(steps, 1),
         "symbols": sum(len(text) for one in attempts for text in one.texts) / len(verdicts),
     }
-    k = 1
-    while k <= num_samples:
-        scores[f"pass@{k}"] = pass_at_k(right, num_samples, k)
-        k *= 2
+    scores |= {f"pass@{k}": pass_at_k(right, num_samples, k) for k in pass_counts(num_samples)}
     for family in sorted({one.item.family for one in attempts}):
         own = [verdict for one in attempts if one.item.family == family for verdict in one.verdicts]
         scores[f"right, {family}"] = sum(verdict.is_right for verdict in own) / len(own)
         scores[f"sound, {family}"] = sum(verdict.is_sound for verdict in own) / len(own)
+        scores[f"complete, {family}"] = sum(verdict.is_complete for verdict in own) / len(own)
     return scores
 
 

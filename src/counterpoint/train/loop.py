@@ -116,7 +116,7 @@ class Trainer:
         self.num_parts = max(config.accumulation // self.world.size, 1)
         self.dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
         optimizers = KindOptimizers(system, config.optimizer, self.dtype)
-        self.state = TrainState(system=system, optimizers=optimizers, config=config)
+        self.state = TrainState(system=system, optimizers=optimizers, config=config, source=loader)
         if config.compile:
             _check_regular(self.contract.layout)
         self.on_part: Callable[[TrainState, int, int], None] = lambda state, part, num_parts: None

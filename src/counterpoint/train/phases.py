@@ -10,6 +10,7 @@ counted in the run's ledger (`counterpoint.train.ledger`). A phase of reinforcem
 steps instead, because the model writes its tokens (`counterpoint.train.rewarded`).
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -26,6 +27,7 @@ from counterpoint.data.source import (
     ALONE,
     BatchSource,
     DataSource,
+    HasProgress,
     HeldOutUnits,
     Preparation,
     PreparedSource,
@@ -81,9 +83,10 @@ class PhaseSource:
     when_exhausted: Literal["error", "others"] = "error"
 
     def __post_init__(self) -> None:
-        if self.most_passes is not None and not self.most_passes > 0:
+        if self.most_passes is not None and not 0 < self.most_passes < math.inf:
             raise UserError(
-                f"`most_passes` of {self.name!r} must be above 0 or None: got {self.most_passes}."
+                f"`most_passes` of {self.name!r} must be finite and above 0, or None for any "
+                f"number: got {self.most_passes}."
             )
 
 
@@ -124,13 +127,23 @@ class PhaseData:
                     f"{self.tokens} tokens and {len(self.weights)} weights. Leave them out."
                 )
             return
-        if self.tokens < 1:
+        if not 1 <= self.tokens < math.inf:
             raise UserError(f"Phase {self.name!r} must have data: `tokens` is {self.tokens}.")
+        if self.row_ticks is not None and not 1 <= self.row_ticks < math.inf:
+            raise UserError(
+                f"`row_ticks` of phase {self.name!r} must be >= 1 or None: got {self.row_ticks}."
+            )
         for begin, end in pieces(self.weights):
-            if not weights_at(self.weights, begin):
+            total = sum(weights_at(self.weights, begin).values())
+            if not total:
                 raise UserError(
                     f"The weights of phase {self.name!r} must not sum to zero: no source has one "
                     f"from {begin:.0%} to {end:.0%} of its tokens. Give one a weight there."
+                )
+            if not math.isfinite(total):
+                raise UserError(
+                    f"The weights of phase {self.name!r} must have a finite sum: they are too "
+                    f"large from {begin:.0%} to {end:.0%} of its tokens. Give smaller ones."
                 )
 
 
@@ -360,6 +373,17 @@ class PhasedBatches:
             part.attach(self._model)
             begins = step == self._ends[phase] - self.num_steps[phase]
             part.keep_reference(folder / f"reference_{phase}.safetensors", begins)
+
+    @property
+    def progress(self) -> Any:
+        """What each phase counts; see `counterpoint.data.source.HasProgress`."""
+        return [part.progress if isinstance(part, HasProgress) else None for part in self.parts]
+
+    def go_on(self, progress: Any) -> None:
+        """Go on from the counts of a checkpoint; see `counterpoint.data.source.HasProgress`."""
+        for part, own in zip(self.parts, progress, strict=True):
+            if isinstance(part, HasProgress):
+                part.go_on(own)
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step of the run, counted from 0."""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from counterpoint.config_json import decode, encode, first_difference
+from counterpoint.data.source import BatchSource, HasProgress
 from counterpoint.streams.batch import ContentUnit
 from counterpoint.train.checkpoint import (
     CheckpointError,
@@ -40,12 +41,14 @@ class TrainState:
         optimizers: Its optimisers.
         config: Settings of the training.
         counters: Progress of the whole run so far.
+        source: Where the batches come from; a checkpoint holds what it counts.
         ledger: What was read of each source so far.
     """
 
     system: nn.Module
     optimizers: KindOptimizers
     config: TrainConfig
+    source: BatchSource
     counters: Counters = field(default_factory=Counters)
     ledger: Ledger = field(default_factory=Ledger)
 
@@ -150,6 +153,9 @@ class Record:
                 f"A ledger must count items by their content: {path} is of a version that counted "
                 "them by source. Go on with that version, or train in another folder."
             )
+        progress = read_manifest(path).get("progress")
+        if progress is not None and isinstance(state.source, HasProgress):
+            state.source.go_on(progress)
         self.checkpoint = path
         self._saved_step = state.counters.step
         self.note(f"Going on after step {state.counters.step}, from {path}.")
@@ -258,6 +264,9 @@ class Record:
                 "run": self.run,
                 "num_threads": torch.get_num_threads() if self.world.on_cpu else None,
                 "ledger": state.ledger.encoded(),
+                "progress": state.source.progress
+                if isinstance(state.source, HasProgress)
+                else None,
             },
         )
         self._saved_step = state.counters.step

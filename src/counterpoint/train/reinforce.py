@@ -19,6 +19,7 @@ Source: DeepSeekMath (arXiv:2402.03300), section 4.1; clip of two sides as in DA
 Checked against TRL's `GRPOTrainer`: loss and gradients of given rollouts.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -60,7 +61,8 @@ class GroupConfig:
         num_updates: Number of steps that learn from the same solutions.
         temperature: Divisor of the scores, in writing and in learning.
         most_ticks: Largest number of ticks of a solution. Solutions that do not end carry no loss.
-        patience: Number of rounds of solutions without any reward after which training ends.
+        patience: Number of rounds in a row after which training ends if they teach nothing, because
+            the solutions of every question have one reward, and not all are right.
     """
 
     group_size: int = 8
@@ -81,15 +83,15 @@ class GroupConfig:
                 f"`group_size` must be >= 2, because solutions are compared: got {self.group_size}."
             )
         for name in ("num_updates", "most_ticks", "patience"):
-            if getattr(self, name) < 1:
-                raise UserError(f"`{name}` must be >= 1: got {getattr(self, name)}.")
-        if not 0 <= self.clip_low < 1 or self.clip_high < 0 or self.kl_weight < 0:
-            raise UserError(
-                "`clip_low` must be 0 to 1, `clip_high` and `kl_weight` >= 0: got "
-                f"{self.clip_low}, {self.clip_high} and {self.kl_weight}."
-            )
-        if not self.temperature > 0:
-            raise UserError(f"`temperature` must be above 0: got {self.temperature}.")
+            if not 1 <= getattr(self, name) < math.inf:
+                raise UserError(f"`{name}` must be finite and >= 1: got {getattr(self, name)}.")
+        if not 0 <= self.clip_low < 1:
+            raise UserError(f"`clip_low` must be 0 to 1: got {self.clip_low}.")
+        for name in ("clip_high", "kl_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"`{name}` must be finite and >= 0: got {getattr(self, name)}.")
+        if not 0 < self.temperature < math.inf:
+            raise UserError(f"`temperature` must be finite and above 0: got {self.temperature}.")
 
 
 class GroupObjective:
@@ -249,8 +251,11 @@ def _like_rows(numbers: Float[Tensor, " B"], like: Tensor) -> Tensor:
 def group_advantages(
     rewards: Float[Tensor, "Q G"], scale: Literal["group", "batch", "none"]
 ) -> Float[Tensor, "Q G"]:
-    """Return how much better each solution is than the mean of its group."""
+    """Return how much better each solution is than the mean of its group; 0 if all are equal."""
     differences = rewards - rewards.mean(1, keepdim=True)
+    # The mean of equal rewards is rounded, and a deviation near 0 would make much of that.
+    equal = (rewards == rewards[:, :1]).all(1, keepdim=True)
+    differences = differences.masked_fill(equal, 0.0)
     if scale == "none":
         return differences
     deviation = rewards.std() if scale == "batch" else rewards.std(1, keepdim=True)

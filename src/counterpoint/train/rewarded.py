@@ -10,10 +10,11 @@ from counterpoint.data.loader import HeldOutRows
 from counterpoint.data.source import ALONE, Preparation
 from counterpoint.data.tasks.prompts import END_ID, item_prompt
 from counterpoint.data.tasks.reasoning.corpora import ReasoningTask
-from counterpoint.data.tasks.reasoning.gym import GymReasoning, gym_reward
+from counterpoint.data.tasks.reasoning.gym import GymReasoning
+from counterpoint.data.tasks.reasoning.gym_verifier import gym_reward
 from counterpoint.data.tasks.reasoning.item import ReasoningItem, answer_reward, process_reward
 from counterpoint.data.tasks.source import PreparedTask, TaskData
-from counterpoint.data.tasks.verify import TimedVerifier
+from counterpoint.data.tasks.verify import TimedVerifier, check_limit
 from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
 from counterpoint.literals import literals_checked
@@ -33,8 +34,8 @@ class RewardedData:
     Attributes:
         task: Corpus of the questions; their own solutions are not read.
         group: Settings of GRPO.
-        reward: 1 for a right "answer", or only if all written steps are valid too: "process". Items
-            of reasoning-gym are rewarded by their own score.
+        reward: 1 for a right "answer", or only after all steps that are needed, each valid:
+            "process". Items of reasoning-gym are rewarded by their own score.
         num_items: Number of questions, asked in turn.
         num_held_out: Number of items for evaluation, which are never asked.
         seed: Seed of the questions.
@@ -52,8 +53,10 @@ class RewardedData:
     folder: str = ""
 
     def __post_init__(self) -> None:
-        if self.num_items < 1:
-            raise UserError(f"`num_items` must be >= 1: got {self.num_items}.")
+        for name, least in (("num_items", 1), ("num_held_out", 0)):
+            if not getattr(self, name) >= least:
+                raise UserError(f"`{name}` must be >= {least}: got {getattr(self, name)}.")
+        check_limit(self.limit_s)
 
     @staticmethod
     def fits(layout: Layout) -> bool:

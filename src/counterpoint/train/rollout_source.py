@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from counterpoint.data.tasks.items import Item
 from counterpoint.data.tasks.prompts import written_text
-from counterpoint.data.tasks.verify import Verified, pass_at_k
+from counterpoint.data.tasks.verify import Verified
 from counterpoint.errors import UserError
 from counterpoint.files import write_tensors
 from counterpoint.streams import schedule
 from counterpoint.streams.batch import Amount, Batch
 from counterpoint.streams.spec import UNSET_ID, Ticks
 from counterpoint.systems.contract import System
+from counterpoint.train.patience import NoRewardError as NoRewardError
+from counterpoint.train.patience import Patience
 from counterpoint.train.reinforce import (
     ADVANTAGES,
     FAILED,
@@ -80,10 +82,6 @@ class Asked(NamedTuple):
 
     item: Item
     prompt: Ticks
-
-
-class NoRewardError(UserError):
-    """No solution was ever rewarded; the message is one line with the pass@k that shows it."""
 
 
 Verify = Callable[[Item, str], Verified]
@@ -146,7 +144,7 @@ class RolloutSource:
         self._objective: GroupObjective | None = None
         self._round = -1
         self._batch: Batch | None = None
-        self._unrewarded: list[int] = []  # numbers of right solutions since the last reward
+        self._patience = Patience(rounds=config.patience, group_size=config.group_size)
 
     def attach(self, model: nn.Module) -> None:
         """Store the model, and a copy of it as it is now as the reference.
@@ -192,6 +190,15 @@ class RolloutSource:
         reference.load_state_dict(load_file(path))
 
     @property
+    def progress(self) -> Any:
+        """Rounds that taught nothing; see `counterpoint.data.source.HasProgress`."""
+        return self._patience.progress
+
+    def go_on(self, progress: Any) -> None:
+        """Go on from what a checkpoint has kept; see `counterpoint.data.source.HasProgress`."""
+        self._patience.go_on(progress)
+
+    @property
     def objective(self) -> GroupObjective:
         """The loss of the batches; see `counterpoint.train.loop.HasObjective`."""
         if self._objective is None:
@@ -202,7 +209,7 @@ class RolloutSource:
         """Return the batch of a step, written by the model as it is at the step's round.
 
         Raises:
-            NoRewardError: No solution of the last `patience` rounds was rewarded.
+            NoRewardError: The last `patience` rounds taught nothing; see `Patience`.
         """
         number = step // self.config.num_updates
         is_repeated = step % self.config.num_updates > 0
@@ -249,8 +256,10 @@ class RolloutSource:
             self._verify(question.item, written_text(ids))
             for question, ids in zip(each, rollouts.texts, strict=True)
         ]
-        self._watch([outcome.reward for outcome in told])
-        batch = rollout_batch(system, rollouts, told, self.config).to(system.device)
+        batch = rollout_batch(system, rollouts, told, self.config)
+        teaches = bool(batch.numbers[ADVANTAGES][rollouts.ended.cpu()].any())
+        self._patience.watch(number, [outcome.reward for outcome in told], teaches=teaches)
+        batch = batch.to(system.device)
         if self.config.num_updates > 1:
             with torch.no_grad():
                 old = self.objective.log_probabilities(system, batch)
@@ -258,26 +267,6 @@ class RolloutSource:
             batch = replace(batch, numbers={**batch.numbers, **numbers})
         system.train(training)
         return batch
-
-    def _watch(self, rewards: Sequence[float]) -> None:
-        """End a training that cannot learn, because nothing is ever rewarded."""
-        size = self.config.group_size
-        if any(reward > 0 for reward in rewards):
-            self._unrewarded = []
-            return
-        self._unrewarded += [0] * (len(rewards) // size)
-        questions = len(self._unrewarded)
-        if questions >= self.config.patience * (len(rewards) // size):
-            estimates = ", ".join(
-                f"pass@{k} {pass_at_k(self._unrewarded, size, k):.3f}" for k in (1, size)
-            )
-            # With n failures the true share is below 1 - 0.05^(1/n) with 95 % confidence.
-            most = 1 - 0.05 ** (1 / questions)
-            raise NoRewardError(
-                f"Some solutions must be right for a model to learn from them: {estimates} of the "
-                f"last {questions} questions ({questions * size} solutions; pass@{size} is below "
-                f"{most:.3f} with 95 % confidence). Train longer before, or ask easier questions."
-            )
 
 
 def rollout_batch(

@@ -1,9 +1,12 @@
 """Reasoning items are pure, sound, balanced and checked step by step, and their knobs are exact."""
 
 import json
+import math
 import random
+import re
 from collections import Counter
 from dataclasses import asdict, replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -175,8 +178,42 @@ def test_a_right_answer_after_a_wrong_step_is_right_but_not_sound() -> None:
     # A line that fits no step, and all after it.
     assert judge(item, "7+9+0=16;5+8+1=14;3+5+1=9;#936\n") == (True, True, 3, 1, 3)
     assert process_reward(item, right.replace("=13", "=12")) == 0
-    assert process_reward(item, "#936\n") == answer_reward(item, "#936\n") == 1
+    assert process_reward(item, "7+9+0=16;3+5+1=9;#936\n") == 0  # a step is left out
+    assert judge(item, "7+9+0=16;3+5+1=9;#936\n").is_sound
+    assert answer_reward(item, "#936\n") == 1
     assert answer_reward(item, "#0936\n") == 0
+
+
+@each_family
+def test_a_bare_answer_is_right_and_earns_nothing_for_its_process(name: str) -> None:
+    for item in made(Reasoning(families=(name,)), 40):
+        bare = item.text[item.answer_start :]
+        verdict = judge(item, bare)
+        assert verdict.is_right
+        assert verdict.num_needed > 0
+        assert not verdict.is_sound
+        assert not verdict.is_complete
+        assert answer_reward(item, bare) == 1
+        assert process_reward(item, bare) == 0
+
+
+def test_the_steps_of_a_word_problem_have_one_order() -> None:
+    """So no other order can be right: every quantity that is needed reads the one before it."""
+    sentence = re.compile(r"The (\w+) has ([^.]+)\.")
+    for item in made(Reasoning(families=("word_problems",), operations=(1, 10)), 200):
+        reads = {name: set(text.split()) for name, text in sentence.findall(item.prompt)}
+        names = [line.partition("=")[0] for line in item.solution.split(";")[:-1]]
+        assert all(before in reads[after] for before, after in pairwise(names))
+
+
+@pytest.mark.parametrize(("score", "is_right"), [(1.0, True), (0.99, False), (0.0, False)])
+def test_an_item_of_reasoning_gym_is_judged_by_its_score(score: float, is_right: bool) -> None:
+    """It has no steps that could be checked."""
+    item = ReasoningItem("q\n#1\n", (), facts={"entry": {}}, thought_start=2, answer_start=2)
+    verdict = judge(item, "why;#1\n", lambda item, solution: score)
+    assert verdict == (is_right, True, 0, 0, 0)
+    assert verdict.is_sound == verdict.is_complete == is_right
+    assert not judge(item, "#1", lambda item, solution: 0.0).is_ended
 
 
 def test_step_errors_and_skipped_steps_are_what_is_asked() -> None:
@@ -255,12 +292,16 @@ def test_a_corpus_is_a_config() -> None:
         ({"families": ("sortin",)}, "nearest is 'sorting'"),
         ({"shares": (1.0,)}, "one number for each"),
         ({"families": ("dyck",), "shares": (0.0,)}, "not all 0"),
+        ({"families": ("dyck", "sorting"), "shares": (math.nan, 1.0)}, ">= 0"),
+        ({"families": ("dyck", "sorting"), "shares": (math.inf, 1.0)}, "finite"),
+        ({"families": ("dyck", "sorting"), "shares": (1e308, 1e308)}, "finite"),
         ({"templates": (8,)}, "0 to 7"),
         ({"operations": (3, 2)}, "smaller one first"),
         ({"operations": (1, 25)}, "1 to 24"),
         ({"folds": (0,)}, "1 to 7"),
         ({"step_errors": 1.5}, "0 to 1"),
         ({"longest_of": 0}, ">= 1"),
+        ({"most_symbols": 0}, ">= 1"),
     ],
 )
 def test_wrong_knobs_are_refused(wrong: dict[str, Any], message: str) -> None:

@@ -4,7 +4,9 @@ import pytest
 
 from counterpoint.config_json import decode, encode
 from counterpoint.data.tasks.items import HELD_OUT_SEED, floors
-from counterpoint.data.tasks.reasoning.gym import GymReasoning, gym_reward
+from counterpoint.data.tasks.reasoning.gym import GymReasoning
+from counterpoint.data.tasks.reasoning.gym_verifier import gym_reward
+from counterpoint.data.tasks.reasoning.item import judge
 from counterpoint.errors import UserError
 
 pytest.importorskip("reasoning_gym")
@@ -24,6 +26,8 @@ def test_items_are_pure_and_their_answers_are_accepted() -> None:
         assert gym_reward(item, item.solution) == 1
         assert gym_reward(item, item.solution[:-1]) == gym_reward(item, "") == 0
         assert gym_reward(item, "#none of these\n") < 0.5
+        assert judge(item, item.solution) == (True, True, 0, 0, 0)
+        assert not judge(item, "#none of these\n").is_right
     assert floors(task, 40, seed=0)["oracle"]["answer"] == 1
 
 

@@ -148,6 +148,29 @@ def test_solutions_are_written_and_judged(monkeypatch: pytest.MonkeyPatch) -> No
     assert found["right with every step, written freely"].value == pytest.approx(1 / 3)
 
 
+def test_pass_at_k_is_estimated_from_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 64 samples of each question one is right: k of them hold it with the chance k / 64."""
+
+    def written(
+        system: object, items: list[ReasoningItem], num_samples: int = 1, **how: object
+    ) -> list[Attempts]:
+        texts = [[item.solution, *["#?\n"] * (num_samples - 1)] for item in items]
+        return [
+            Attempts(item, own, [judge(item, text) for text in own])
+            for item, own in zip(items, texts, strict=True)
+        ]
+
+    monkeypatch.setattr("counterpoint.evaluate.duplex.item_scores.attempt", written)
+    system = build_system(single_config(), 0).eval()
+    found = item_scores(system, SUMS, num_samples=64)
+    passes = {name: value.value for name, value in found.items() if name.startswith("pass@")}
+    expected = {f"pass@{k}, from 64 samples": k / 64 for k in (1, 2, 4, 8, 16, 32, 64)}
+    assert passes == pytest.approx(expected)
+    with pytest.raises(UserError, match="solved in steps") as problem:
+        item_scores(system, DataConfig(), num_samples=2)
+    assert "\n" not in str(problem.value)
+
+
 def test_running_text_is_judged_by_nobody() -> None:
     assert item_scores(build_system(single_config(), 0), DataConfig()) == {}
 

@@ -66,6 +66,9 @@ class TaskData:
     def __post_init__(self) -> None:
         if self.trained not in get_args(Trained):
             raise UserError(f"`trained` must be one of {get_args(Trained)}: got {self.trained!r}.")
+        for name, least in (("num_items", 1), ("num_held_out", 0)):
+            if not getattr(self, name) >= least:
+                raise UserError(f"`{name}` must be >= {least}: got {getattr(self, name)}.")
         if is_scored(self.seed):
             raise UserError(
                 f"Seeds of items to learn from must be below {HELD_OUT_SEED // 2:,}, for items of "

@@ -14,7 +14,11 @@ from counterpoint.errors import UserError
 from counterpoint.processes import end_with_parent
 
 Verifier = Callable[[Any, str], float]
-"""A pure function of an item and of what was written after its prompt; above 0 is a success."""
+"""A pure function of an item and of what was written after its prompt: higher is better, and 1 or
+more is a success. What is compared are the solutions of one item."""
+
+SUCCESS = 1.0
+"""Reward from which a solution counts as right."""
 
 Failure = Literal["", "raised", "timed out"]
 
@@ -46,8 +50,7 @@ class TimedVerifier:
     """
 
     def __init__(self, verify: Verifier, limit_s: float = 1.0) -> None:
-        if not limit_s > 0:
-            raise UserError(f"`limit_s` must be above 0 seconds: got {limit_s}.")
+        check_limit(limit_s)
         self.verify = verify
         self.limit_s = limit_s
         self._process: Any = None
@@ -99,6 +102,16 @@ class TimedVerifier:
         )
 
 
+def check_limit(limit_s: float) -> None:
+    """Check the time that a verification may take.
+
+    Raises:
+        UserError: It is no time at all, or not finite.
+    """
+    if not 0 < limit_s < math.inf:
+        raise UserError(f"`limit_s` must be a finite number of seconds above 0: got {limit_s}.")
+
+
 def _serve(verify: Verifier, pipe: Any) -> None:
     """Answer calls until this process is killed or its parent has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -116,6 +129,11 @@ def _serve(verify: Verifier, pipe: Any) -> None:
             if isinstance(given, int | float) and math.isfinite(given):
                 value = float(given)
         pipe.send(value)
+
+
+def pass_counts(num_samples: int) -> list[int]:
+    """Return the numbers k for which pass@k is told: 1, 2, 4 and so on, up to all samples."""
+    return [1 << power for power in range(num_samples.bit_length())]
 
 
 def pass_at_k(num_right: Sequence[int], num_samples: int, k: int) -> float:

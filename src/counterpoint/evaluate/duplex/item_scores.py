@@ -20,6 +20,8 @@ from counterpoint.data.tasks.reasoning.item import ReasoningItem
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.data.tasks.spoken_maths.hearing import Heard
 from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
+from counterpoint.data.tasks.verify import pass_at_k, pass_counts
+from counterpoint.errors import UserError
 from counterpoint.evaluate.attempts import SPARE_SYMBOLS, attempt
 from counterpoint.evaluate.duplex.spoken_maths import clock_of, floors, listen, made_by_program
 from counterpoint.evaluate.duplex.thinking import score_interruptions
@@ -33,7 +35,11 @@ from counterpoint.train.rewarded import RewardedData
 
 
 def item_scores(
-    system: System, source: DataSource, most_items: int = 0, progress: Progress | None = None
+    system: System,
+    source: DataSource,
+    most_items: int = 0,
+    progress: Progress | None = None,
+    num_samples: int = 0,
 ) -> dict[str, Interval]:
     """Return the scores of a model by name, with 95 % intervals over items.
 
@@ -49,19 +55,29 @@ def item_scores(
         source: The data that it learned from.
         most_items: Number of held-out items, spread evenly; 0 takes all.
         progress: Shows the progress; ``None`` shows nothing.
+        num_samples: Number of solutions that are sampled at temperature 1 for each question with a
+            solution of several steps, for pass@k with k = 1, 2, 4 and so on; 0 samples none.
 
     Returns:
         Nothing for data that no program here can judge, such as running text.
+
+    Raises:
+        UserError: Samples are wanted, and no question has a solution of several steps.
     """
     shown = Progress(quiet=True) if progress is None else progress
     found: dict[str, Interval] = {}
     for part, data in _parts(source).items():
         own: dict[str, Interval] = {}
         if isinstance(data, TaskData) and data.num_held_out:
-            own = _answered(system, data, most_items, shown)
+            own = _answered(system, data, most_items, shown, num_samples)
         elif isinstance(data, SpokenMathsData):
             own = _listened(system, data, most_items, shown)
         found |= {f"{part}: {name}" if part else name: value for name, value in own.items()}
+    if num_samples and not any("pass@" in name for name in found):
+        raise UserError(
+            "Solutions can be sampled only of questions that are solved in steps: what this run "
+            f"held out has none, and `num_samples` is {num_samples}. Leave it out."
+        )
     return {name: value for name, value in found.items() if not math.isnan(value.value)}
 
 
@@ -77,7 +93,7 @@ def _parts(source: DataSource) -> dict[str, DataSource]:
 
 
 def _answered(
-    system: System, source: TaskData, most_items: int, progress: Progress
+    system: System, source: TaskData, most_items: int, progress: Progress, num_samples: int
 ) -> dict[str, Interval]:
     """Return the scores of held-out answers, and the primary one of constants and policies."""
     task = source.task
@@ -102,10 +118,12 @@ def _answered(
     found[f"{task.primary} of the best policy ({best})"] = ratios[best]
     if oracle is not None:
         found[f"{task.primary} of the oracle"] = oracle
-    return found | _solved(system, items, progress)
+    return found | _solved(system, items, progress, num_samples)
 
 
-def _solved(system: System, items: Sequence[Item], progress: Progress) -> dict[str, Interval]:
+def _solved(
+    system: System, items: Sequence[Item], progress: Progress, num_samples: int
+) -> dict[str, Interval]:
     """Return how many of the questions with solutions of several steps are solved freely."""
     asked = [item for item in items if isinstance(item, ReasoningItem) and item.solution]
     if not asked:
@@ -114,10 +132,17 @@ def _solved(system: System, items: Sequence[Item], progress: Progress) -> dict[s
     with progress.doing("solving"):
         attempts = attempt(system, asked, temperature=0.0, most_ticks=most)
     verdicts = [verdict for one in attempts for verdict in one.verdicts]
-    shares = {
+    shares: dict[str, Sequence[float]] = {
         "right answers, written freely": [verdict.is_right for verdict in verdicts],
         "right with every step, written freely": [verdict.is_complete for verdict in verdicts],
     }
+    if num_samples:
+        with progress.doing("sampling"):
+            sampled = attempt(system, asked, num_samples, most_ticks=most)
+        right = [sum(verdict.is_right for verdict in one.verdicts) for one in sampled]
+        for k in pass_counts(num_samples):
+            each = [pass_at_k([own], num_samples, k) for own in right]
+            shares[f"pass@{k}, from {num_samples} samples"] = each
     ones = np.ones(len(verdicts))
     return {name: bootstrap_ratio(np.array(own, float), ones) for name, own in shares.items()}
 

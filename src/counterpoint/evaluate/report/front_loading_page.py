@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from counterpoint.data.tasks.verify import pass_at_k
+from counterpoint.data.tasks.verify import pass_at_k, pass_counts
 from counterpoint.evaluate.report.grid_rows import SIGNIFICANT, ScoreCounts
 from counterpoint.evaluate.report.grid_table import TextTable
 from counterpoint.evaluate.statistics import Interval, bootstrap_difference, bootstrap_ratio, holm
@@ -148,7 +148,12 @@ def markdown(records: Sequence[Mapping[str, Any]], rows: Sequence[PairRow], floo
 def _scores(records: Sequence[Mapping[str, Any]], arms: Sequence[str], floors: Floors) -> TextTable:
     heads = (
         *("chain", "seeds", "answer %", "process %", "bits a symbol", "answer %, more operations"),
-        *("answer %, other family", "pass@1, all %", "symbols written", "plain text, bits a byte"),
+        *(
+            "answer %, other family",
+            "pass@1, 2, 4 ... %",
+            "symbols written",
+            "plain text, bits a byte",
+        ),
     )
     rows: list[tuple[str, ...]] = []
     for name, shares in floors.items():
@@ -184,7 +189,7 @@ def _passes(records: Sequence[Mapping[str, Any]]) -> str:
     if not count:
         return "-"
     right = [number for one in records for number in one["sampled_right"]]
-    return ", ".join(f"{100 * pass_at_k(right, count, k):.1f}" for k in (1, count))
+    return ", ".join(f"{100 * pass_at_k(right, count, k):.1f}" for k in pass_counts(count))
 
 
 def _percents(shares: Iterable[float]) -> str:

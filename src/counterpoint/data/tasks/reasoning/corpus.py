@@ -1,5 +1,6 @@
 """Corpora of reasoning, whose knobs are independent of each other."""
 
+import math
 import random
 import zlib
 from collections import Counter
@@ -107,15 +108,16 @@ class Reasoning(ExactMatch):
             )
         if not self.folds or not set(self.folds) <= set(range(1, NUM_FOLDS)):
             raise UserError(f"`folds` must be of 1 to {NUM_FOLDS - 1}: got {self.folds}.")
-        if self.longest_of < 1 or self.unique < 0 or self.shapes < 0:
-            raise UserError(
-                "`longest_of` must be >= 1, `unique` and `shapes` >= 0: got "
-                f"{self.longest_of}, {self.unique} and {self.shapes}."
-            )
+        for name, least in (("longest_of", 1), ("most_symbols", 1), ("unique", 0), ("shapes", 0)):
+            if not getattr(self, name) >= least:
+                raise UserError(f"`{name}` must be >= {least}: got {getattr(self, name)}.")
 
     def _check_shares(self) -> None:
-        if any(share < 0 for share in self.shares) or (self.shares and not sum(self.shares)):
+        total = sum(self.shares)
+        if not all(share >= 0 for share in self.shares) or (self.shares and not total):
             raise UserError(f"`shares` must be >= 0 and not all 0: got {self.shares}.")
+        if not math.isfinite(total):
+            raise UserError(f"`shares` must have a finite sum: got {self.shares}.")
         for name in ("step_errors", "skipped_steps"):
             value = getattr(self, name)
             if not 0 <= value <= 1:

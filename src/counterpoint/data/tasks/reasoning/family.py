@@ -133,8 +133,11 @@ class Verdict(NamedTuple):
 
     @property
     def is_sound(self) -> bool:
-        """Whether the answer is right and every written step is valid."""
-        return self.is_right and self.num_valid == self.num_steps
+        """Whether the answer is right and every written step is valid.
+
+        An answer alone is not sound where steps are needed: it shows nothing of them.
+        """
+        return self.is_right and self.num_valid == self.num_steps >= min(self.num_needed, 1)
 
     @property
     def is_complete(self) -> bool:
@@ -142,22 +145,28 @@ class Verdict(NamedTuple):
         return self.is_sound and self.num_valid == self.num_needed
 
 
+def written_answer(solution: str) -> str | None:
+    """Return the answer of a solution; ``None`` if it has none or does not end after it."""
+    _, mark, rest = solution.partition(ANSWER_MARK)
+    answer, end, more = rest.partition(SOLUTION_END)
+    return answer if mark and end and not more else None
+
+
 def check_solution(family: Family, statement: str, text: str) -> Verdict:
     """Judge a solution by its text and the statement alone.
 
     Steps may be missing; then they count as done rightly. A line that fits no step that is still to
-    be done is invalid, and so are all lines after it.
+    be done is invalid, and so are all lines after it. The order of the steps is a part of the
+    method.
     """
-    thought, mark, rest = text.partition(ANSWER_MARK)
-    answer, end, more = rest.partition(SOLUTION_END)
-    is_ended = bool(mark and end and not more)
-    lines = thought.split(STEP_END)
+    answer = written_answer(text)
+    lines = text.partition(ANSWER_MARK)[0].split(STEP_END)
     if not lines[-1]:
         lines.pop()
     true = write_solution(family.solve(statement), random.Random(0))
     return Verdict(
-        is_right=is_ended and answer == true.answer,
-        is_ended=is_ended,
+        is_right=answer == true.answer,
+        is_ended=answer is not None,
         num_steps=len(lines),
         num_valid=_count_valid(family.solve(statement), lines),
         num_needed=len(true.lines),

@@ -5,15 +5,14 @@ They have answers and verifiers, but no steps.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, ClassVar
 
-from counterpoint.data.tasks.items import ExactMatch, Item, ItemPolicy, Writer, draw
+from counterpoint.data.tasks.items import ExactMatch, ItemPolicy, Writer, draw
 from counterpoint.data.tasks.reasoning.family import ANSWER_MARK, SOLUTION_END
+from counterpoint.data.tasks.reasoning.gym_verifier import ENTRY, gym_entries
 from counterpoint.data.tasks.reasoning.item import ReasoningItem
 from counterpoint.digests import json_digest
-from counterpoint.errors import UserError, nearest
-from counterpoint.packages import optional_module
+from counterpoint.errors import UserError
 
 _TRIES = 50
 
@@ -50,7 +49,7 @@ class GymReasoning(ExactMatch):
         family = rng.choice(self.families)
         for _ in range(_TRIES):
             # An entry is a function of its index; the index is drawn, so that seeds do not overlap.
-            entry = _entries(family)[rng.getrandbits(48)]
+            entry = gym_entries(family)[rng.getrandbits(48)]
             answer = entry["answer"]
             writer = Writer()
             text = f"{entry['question']}{SOLUTION_END}"
@@ -63,7 +62,7 @@ class GymReasoning(ExactMatch):
                 return ReasoningItem(
                     text=writer.text,
                     answers=tuple(writer.answers),
-                    facts={"entry": entry},
+                    facts={ENTRY: entry},
                     family=family,
                     thought_start=len(text),
                     answer_start=len(text),
@@ -77,37 +76,10 @@ class GymReasoning(ExactMatch):
 
     def policies(self) -> Mapping[str, ItemPolicy]:
         """Return policies by name; the oracle gives the package's own answer."""
-        return {"oracle": lambda item, rng: {0: item.facts["entry"]["answer"]}}
-
-
-def gym_reward(item: Item, solution: str) -> float:
-    """Return the package's score, 0 to 1, of the answer in a solution; 0 without an answer.
-
-    Args:
-        item: Item of `GymReasoning`.
-        solution: The solution, with "#" before its answer and a line break after it.
-    """
-    _, mark, rest = solution.partition(ANSWER_MARK)
-    answer, end, more = rest.partition(SOLUTION_END)
-    if not (mark and end) or more:
-        return 0.0
-    entry = item.facts["entry"]
-    return float(_entries(entry["metadata"]["source_dataset"]).score_answer(answer, entry))
+        return {"oracle": lambda item, rng: {0: item.facts[ENTRY]["answer"]}}
 
 
 def _fits(answer: Any) -> bool:
     if not isinstance(answer, str) or not answer.isascii():
         return False
     return ANSWER_MARK not in answer and SOLUTION_END not in answer
-
-
-@lru_cache(maxsize=128)
-def _entries(family: str) -> Any:
-    """Return the package's data set of a family, which makes entries when they are asked for."""
-    known = optional_module("reasoning_gym.factory").DATASETS
-    if family not in known:
-        raise UserError(
-            f"`families` must be data sets of reasoning-gym: got {family!r}. "
-            f"{nearest(family, known)}"
-        )
-    return optional_module("reasoning_gym").create_dataset(family, seed=0, size=1 << 48)

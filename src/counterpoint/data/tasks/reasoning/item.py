@@ -1,11 +1,13 @@
 """An item that shows its reasoning, and the judgement of a solution to its question."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from counterpoint.data.tasks.items import Item
 from counterpoint.data.tasks.reasoning.families import FAMILIES
-from counterpoint.data.tasks.reasoning.family import Verdict, check_solution
+from counterpoint.data.tasks.reasoning.family import Verdict, check_solution, written_answer
+from counterpoint.data.tasks.reasoning.gym_verifier import ENTRY, gym_reward
+from counterpoint.data.tasks.verify import SUCCESS
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +58,28 @@ class ReasoningItem(Item):
         return self.text[self.thought_start :]
 
 
-def judge(item: ReasoningItem, solution: str) -> Verdict:
-    """Judge a solution to the question of an item; see `check_solution`."""
+def judge(
+    item: ReasoningItem, solution: str, score: Callable[[Item, str], float] = gym_reward
+) -> Verdict:
+    """Judge a solution to the question of an item; see `check_solution`.
+
+    Questions of reasoning-gym have no steps that could be checked, and so none that are needed.
+
+    Args:
+        item: The item.
+        solution: What was written after the prompt.
+        score: Scores an answer to a question of reasoning-gym. It may raise or hang, as the
+            package's verifiers do for some texts, unless it is guarded as by
+            `counterpoint.data.tasks.verify.TimedVerifier`.
+    """
+    if ENTRY in item.facts:
+        return Verdict(
+            is_right=score(item, solution) >= SUCCESS,
+            is_ended=written_answer(solution) is not None,
+            num_steps=0,
+            num_valid=0,
+            num_needed=0,
+        )
     family = FAMILIES[item.family]
     return check_solution(family, family.statement_of(item.prompt[:-1]), solution)
 
@@ -68,5 +90,8 @@ def answer_reward(item: ReasoningItem, solution: str) -> float:
 
 
 def process_reward(item: ReasoningItem, solution: str) -> float:
-    """Return 1 if the answer is right and every step that is written is valid, otherwise 0."""
-    return float(judge(item, solution).is_sound)
+    """Return 1 if the answer is right after every step that is needed, all valid, otherwise 0.
+
+    So nothing is gained by leaving steps out.
+    """
+    return float(judge(item, solution).is_complete)
