@@ -214,9 +214,10 @@ def test_run_is_stored_and_read(whole: Path) -> None:
     ],
 )
 def test_numbers_without_meaning_are_refused(wrong: dict[str, Any], message: str) -> None:
-    fields = {"name": "a", "tokens": 9, "weights": (MemberWeight(member="r", weight=1.0),)} | wrong
+    right: dict[str, Any] = {"name": "a", "tokens": 9}
+    right["weights"] = (MemberWeight(member="r", weight=1.0),)
     with pytest.raises(UserError, match=message) as problem:
-        PhaseData(**fields)
+        PhaseData(**right | wrong)
     assert "\n" not in str(problem.value)
     for number in (math.nan, math.inf):
         with pytest.raises(UserError, match=f"`weight` of 'r' must be finite .* got {number}"):
