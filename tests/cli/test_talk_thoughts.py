@@ -84,7 +84,7 @@ def test_it_interrupts_and_all_files_and_lines_say_so(
     assert said[1] == pytest.approx([answer.start_s, answer.end_s], abs=1e-3)
     page = Path("out.html").read_text()
     assert base64.b64encode(Path("out.wav").read_bytes()).decode() in page
-    for told in ("interruption", answer.text, "its channel is silent", "2.00 s in 1 chunks"):
+    for told in ("interruption", answer.text, "its channel is silent", "2.00 s (chunks: 1)"):
         assert told in page
     agent, user = read_audio("out.wav", RATE, 2)
     assert not agent.any()

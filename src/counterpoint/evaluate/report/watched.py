@@ -68,7 +68,7 @@ def thought_numbers(timeline: Timeline, tokens_per_s: float, work_s: float) -> d
     ]
     cut = next(iter(timeline.where(stream=AGENT, kind="interruption")), None)
     numbers = {
-        "heard": f"{heard_s:.2f} s in {len(chunks)} chunks",
+        "heard": f"{heard_s:.2f} s (chunks: {len(chunks)})",
         "thoughts": str(sum(bool(one.text) for one in thoughts)),
         "interrupted the user": "no" if cut is None else f"at {cut.start_s:.2f} s",
         "highest chance of an interruption": f"{max(chances):.3f}" if chances else "-",
