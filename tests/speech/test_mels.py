@@ -75,7 +75,7 @@ def test_settings_name_every_constant_on_which_frames_depend() -> None:
 
 
 @pytest.mark.parametrize("overlap", [0, 6])
-@pytest.mark.parametrize("chunk_s", [0.1, 1 / 3, 0.4, 2.0])
+@pytest.mark.parametrize("chunk_s", [0.1, 0.3, 0.4, 2.0])
 @pytest.mark.parametrize("num_samples", [1, 640, 641, 6400, 6401, 20_000])
 def test_chunks_of_a_recording_in_pieces_are_those_of_the_whole(
     num_samples: int, chunk_s: float, overlap: int
