@@ -1,6 +1,6 @@
 """The clock of thinking: budget, forced close, pre-emption, interruptions, tools, events."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -9,6 +9,7 @@ from counterpoint.errors import UserError
 from counterpoint.runtime.clocked import (
     ClockConfig,
     ClockedDecoder,
+    Part,
     Proposal,
     Response,
     SimulatedClock,
@@ -239,3 +240,33 @@ def test_a_clock_that_makes_no_sense_is_refused(setting: dict[str, Any], why: st
 @pytest.mark.parametrize("threshold", [None, 0.0, 0.5, 1.0, 1.1, INFINITE])
 def test_a_threshold_may_be_above_every_chance(threshold: float | None) -> None:
     assert ClockConfig(threshold=threshold).threshold == threshold
+
+
+def test_chunks_that_come_one_by_one_end_the_thoughts_before_them() -> None:
+    """The second chunk is shorter, so the first thought ends early; the last one is the last."""
+    program = Program(["a"] * 9, ["b", "</think>"], ["c", "</think>"])
+    parts = [Part("one", 0, 2, "one"), Part("two", 2, 3), Part("three", 3, 4.5)]
+    timeline = ClockedDecoder(program, CONFIG).hear_all(iter(parts))
+    assert closed(timeline) == ["clock", "model", "model"]
+    chunks = timeline.where(kind="chunk").events
+    assert [one.payload["last"] for one in chunks] == [False, False, True]
+    assert chunks[0].text == "one"
+    assert [one.start_s for one in timeline.where(kind="thought")] == [2, 3, 4.5]
+    assert len(timeline.where(kind="answer")) == 1
+
+
+def test_no_chunk_is_asked_for_after_an_interruption() -> None:
+    asked = []
+
+    def coming() -> Iterator[Part]:
+        for number in range(4):
+            asked.append(number)
+            yield Part(number, number, number + 1)
+
+    program = Program(["a", "</think>"], ["[INTERRUPT]", "no", "[STOP]"])
+    timeline = ClockedDecoder(program, CONFIG).hear_all(coming())
+    assert asked == [0, 1, 2]  # the third is needed to know when the thought must end
+    (made,) = timeline.where(kind="interruption")
+    assert (made.start_s, made.payload) == (2.5, {"chunk": 1, "by": "agent"})
+    assert len(timeline.where(kind="chunk")) == 2
+    assert not ClockedDecoder(program, CONFIG).hear_all(()).events

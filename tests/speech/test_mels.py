@@ -7,7 +7,7 @@ import torch
 
 from counterpoint.errors import UserError
 from counterpoint.speech import mels
-from counterpoint.speech.mels import LogMels
+from counterpoint.speech.mels import ChunkedMels, LogMels
 
 MELS = LogMels(25.0)
 
@@ -72,3 +72,54 @@ def test_settings_name_every_constant_on_which_frames_depend() -> None:
         "num_bands": 40,
     }
     assert found != LogMels(12.5).settings != LogMels(12.5, 20).settings
+
+
+@pytest.mark.parametrize("overlap", [0, 6])
+@pytest.mark.parametrize("chunk_s", [0.1, 0.3, 0.4, 2.0])
+@pytest.mark.parametrize("num_samples", [1, 640, 641, 6400, 6401, 20_000])
+def test_chunks_of_a_recording_in_pieces_are_those_of_the_whole(
+    num_samples: int, chunk_s: float, overlap: int
+) -> None:
+    audio = torch.randn(num_samples, generator=torch.Generator().manual_seed(0)) * 0.1
+    frames = MELS.encode(audio[None])[0]
+    whole = ChunkedMels(MELS, chunk_s, overlap)
+    found = [*whole.push(audio), whole.finish()]
+    assert len(found) == max(math.ceil(num_samples / MELS.sample_rate / chunk_s - 1e-9), 1)
+    for number, chunk in enumerate(found):
+        assert chunk.start_s == pytest.approx(number * chunk_s)
+        is_last = number == len(found) - 1
+        assert chunk.end_s == pytest.approx(
+            num_samples / MELS.sample_rate if is_last else (number + 1) * chunk_s
+        )
+        first = max(math.floor(chunk.start_s * 25 + 1e-9) - overlap, 0)
+        stop = len(frames) if is_last else math.floor(chunk.end_s * 25 + 1e-9)
+        torch.testing.assert_close(chunk.frames, frames[first:stop], rtol=0, atol=1e-5)
+    for length in (1, 159, 641, 9000):
+        ear = ChunkedMels(MELS, chunk_s, overlap)
+        pieces = audio.split(length) if num_samples < 7000 or length > 1 else (audio[:1], audio[1:])
+        chunks = [chunk for piece in pieces for chunk in ear.push(piece)]
+        for one, other in zip([*chunks, ear.finish()], found, strict=True):
+            assert one[:2] == other[:2]
+            assert torch.equal(one.frames, other.frames)
+
+
+def test_a_chunk_is_known_when_a_sample_after_it_has_come_and_not_before() -> None:
+    """Then nothing that comes later can change it, nor whether it is the last."""
+    ear = ChunkedMels(MELS, 0.4, 2)
+    assert ear.push(torch.ones(6399)) == []
+    assert ear.push(torch.ones(1)) == []  # it may be the last
+    (chunk,) = ear.push(torch.zeros(1))
+    assert (chunk.start_s, chunk.end_s, len(chunk.frames)) == (0, 0.4, 10)
+    assert chunk.end_s < ear.heard_s == 6401 / 16_000
+    assert (ear.finish().end_s, ear.heard_s) == (6401 / 16_000,) * 2
+    with pytest.raises(UserError, match="`chunk_s` must be positive"):
+        ChunkedMels(MELS, 0.0)
+    with pytest.raises(UserError, match="NaN"):
+        ear.push(torch.full((1,), math.nan))
+
+
+def test_features_may_be_rounded_to_what_eight_bits_store() -> None:
+    audio = torch.randn(1, 6400)
+    rounded = LogMels(25.0, steps=64).encode(audio)
+    assert torch.equal(rounded * 64, (rounded * 64).byte().float())
+    assert float((rounded - MELS.encode(audio)).abs().max()) <= 1 / 128 + 1e-6

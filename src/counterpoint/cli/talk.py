@@ -11,6 +11,7 @@ from counterpoint.cli import talk_shanks
 from counterpoint.cli.running import Running
 from counterpoint.cli.talk_options import TalkOptions
 from counterpoint.cli.talk_text import check_text, speak, speaks_text
+from counterpoint.cli.talk_thoughts import think, thinks
 from counterpoint.data.speech.user_words import read_user_words
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.answer import (
@@ -26,6 +27,7 @@ from counterpoint.evaluate.report.answer import (
     write_answer,
 )
 from counterpoint.evaluate.report.conversation_figure import Talk
+from counterpoint.evaluate.report.thinking_page import event_lines
 from counterpoint.files import shown
 from counterpoint.packages import check_modules
 from counterpoint.recipes.options import REQUIRED
@@ -39,7 +41,8 @@ _HELP = """Answer a recording as if it were heard live.
 
 OUTPUT.wav has the agent left and the user right. Further files have what was said (.txt, .json),
 the timeline (.timeline.jsonl), a picture and a page. `talk shanks` talks without a trained model.
-An LSLM says `--text` while it hears the recording, and stops when it is interrupted.
+An LSLM says `--text` while it hears the recording, and stops when it is interrupted. A SHANKS that
+hears sound thinks while it listens, and writes when it interrupts and what it answers.
 
 Example: counterpoint talk runs/NAME --input question.wav --output answer.wav --tail 5
 """
@@ -81,6 +84,8 @@ def answer(
     recorded = _check(options)
     user_words = read_user_words(options.words) if options.words else Timeline()
     loaded = running.load(options.checkpoint, dtype=options.dtype, adapters=options.lora)
+    if thinks(loaded):
+        return think(options, choices, running, loaded, user_words)
     if speaks_text(loaded, options):
         return speak(options, choices, running, loaded, user_words)
     talker = loaded.talker
@@ -115,6 +120,8 @@ def _check(options: TalkOptions) -> AudioInfo:
 
 
 def _print(output: Path, talk: Talk, numbers: dict[str, str], num_clipped: int) -> None:
+    for line in event_lines(talk.words):
+        print(line)
     Console(file=sys.stdout, markup=False, emoji=False).print(answer_table(talk.title, numbers))
     print("\n".join(shown(answer_files(output)[ending]) for ending in ENDINGS))
     for note in answer_notes(talk.found, output, num_clipped):

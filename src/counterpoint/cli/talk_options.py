@@ -5,7 +5,6 @@ from pathlib import Path
 
 import tyro
 
-from counterpoint.evaluate.duplex.spoken_text import THRESHOLD
 from counterpoint.runtime.load import WeightType
 from counterpoint.runtime.shipped import TALKS
 
@@ -20,7 +19,8 @@ class TalkOptions:
         input: The recording: WAV, FLAC or Ogg, of any sample rate.
         output: The WAV file to write; the other files get its name.
         text: What an LSLM says while it hears the recording.
-        threshold: An LSLM falls silent above this score.
+        threshold: An LSLM falls silent above this score, by default 0.5. A SHANKS interrupts from
+            this chance on; by default when an interruption is the likeliest that it can write.
         prompt: Role of the agent, as PersonaPlex reads it.
         voice: The agent's voice: a recording, or a .pt file.
         pin: Keep prompt and voice in a long talk.
@@ -35,7 +35,7 @@ class TalkOptions:
     output: Path
     checkpoint: tyro.conf.Positional[Path] = TALKS
     text: str | None = None
-    threshold: float = THRESHOLD
+    threshold: float | None = None
     prompt: str = ""
     voice: Path | None = None
     pin: bool = False

@@ -13,7 +13,7 @@ from torch import Tensor
 from counterpoint.cli.running import Running
 from counterpoint.cli.talk_shanks_options import ShanksOptions, check_shanks, rules_of
 from counterpoint.evaluate.report.answer import answer_table
-from counterpoint.evaluate.report.thinking_page import event_text
+from counterpoint.evaluate.report.thinking_page import event_line
 from counterpoint.evaluate.report.watched import slowness_note, watched_numbers, write_watched
 from counterpoint.files import shown
 from counterpoint.packages import check_modules
@@ -138,5 +138,4 @@ def _pieces(cascade: Cascade, options: ShanksOptions) -> Iterator[Tensor]:
 
 def _print(event: Event) -> None:
     if event.kind != "word":
-        what = event.stream if event.kind in ("turn", "thought") else event.kind
-        print(f"{event.start_s:6.2f} to {event.end_s:6.2f} s  {what:12} {event_text(event)}")
+        print(event_line(event))

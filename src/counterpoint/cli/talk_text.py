@@ -10,6 +10,7 @@ from counterpoint.data.making.interrupted import InterruptedSpeech
 from counterpoint.errors import UserError
 from counterpoint.evaluate.duplex.speaking import PUBLISHED
 from counterpoint.evaluate.duplex.spoken_text import (
+    THRESHOLD,
     SpokenText,
     prepare_speaker,
     speak_text,
@@ -33,18 +34,21 @@ def check_text(options: TalkOptions) -> None:
     Raises:
         UserError: The first such option.
     """
-    if not 0 <= options.threshold <= 1:
+    if options.threshold is not None and not 0 <= options.threshold <= 1:
         raise UserError(f"`--threshold` must be 0 to 1: got {options.threshold}.")
-    usual = {field.name: field.default for field in fields(TalkOptions)}
     if options.text is None:
-        if options.threshold != usual["threshold"]:
-            raise UserError("`--threshold` is for a model that speaks a text: give `--text`.")
         return
-    for name in _ELSEWHERE:
-        if getattr(options, name) != usual[name]:
-            raise UserError(
-                f"`--{name}` is for a model that converses: leave it out, or leave `--text` out."
-            )
+    name = conversing(options)
+    if name:
+        raise UserError(
+            f"`--{name}` is for a model that converses: leave it out, or leave `--text` out."
+        )
+
+
+def conversing(options: TalkOptions) -> str:
+    """Return the first option that was given and is for models that converse; "" for none."""
+    usual = {field.name: field.default for field in fields(TalkOptions)}
+    return next((name for name in _ELSEWHERE if getattr(options, name) != usual[name]), "")
 
 
 def speaks_text(loaded: Loaded, options: TalkOptions) -> bool:
@@ -53,6 +57,8 @@ def speaks_text(loaded: Loaded, options: TalkOptions) -> bool:
     Raises:
         UserError: `--text` does not fit the model.
     """
+    if options.text is None and options.threshold is not None:
+        raise UserError("`--threshold` is for a model that speaks a text: give `--text`.")
     learned = loaded.run is not None and isinstance(loaded.run.data, InterruptedSpeech)
     if learned and options.text is None:
         raise UserError(
@@ -95,19 +101,21 @@ def speak(
     prepared = prepare_speaker(data, loaded.system, progress)
     rate = prepared.mels.sample_rate
     heard = torch.cat(list(channel_blocks(options.input, rate, options.channel)), 1)[0]
+    threshold = THRESHOLD if options.threshold is None else options.threshold
     usual = loaded.chosen_sampling or FrameSampling(text=PUBLISHED, audio=PUBLISHED)
     sampling = choices.over(usual).audio
     with progress.doing("speaking"):
-        said = speak_text(prepared, options.text or "", heard, options.threshold, sampling)
+        said = speak_text(prepared, options.text or "", heard, threshold, sampling)
     for note in unlike_training(data, said.text):
         progress.note(note)
     num_clipped = write_stereo(options.output, [said.sound], rate)
     title = answer_title(options.checkpoint, options.input, "hears")
     talk = observe_answer(title, options.output, rate, said.timeline().merge(user_words))
-    numbers = _numbers(said, talk.found, options.threshold)
+    numbers = _numbers(said, talk.found, threshold)
     # It speaks because it was told to, so no turn of the user waits for an answer.
     talk = replace(talk, found=replace(talk.found, answers=()))
-    settings = asdict(options) | asdict(choices) | {"device": running.device}
+    used = replace(options, threshold=threshold)
+    settings = asdict(used) | asdict(choices) | {"device": running.device}
     write_answer(options.output, talk, numbers, settings)
     return talk, numbers, num_clipped
 

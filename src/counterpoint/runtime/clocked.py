@@ -12,7 +12,7 @@ Every decision is an event of a `Timeline`:
     user      chunk         start and end of the chunk      chunk, last
     thought   thought       first to last token             chunk, tokens, closed, chances
     agent     call          call written, response arrived  chunk, call, early, ok, response or why
-    agent     interruption  the decision                    chunk
+    agent     interruption  the decision                    chunk, by
     agent     answer        first to last token             chunk, tokens, closed
 
 ``text`` holds what was heard, thought, called or answered. ``closed`` says who closed a thought or
@@ -27,7 +27,7 @@ threshold decides about interruptions, and responses that come late are read in 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -198,6 +198,22 @@ class ClockConfig:
         return int(self.chunk_s * self.tokens_per_s + 1e-6)
 
 
+class Part(NamedTuple):
+    """A chunk of what is heard.
+
+    Attributes:
+        content: The chunk, as the thinker hears it.
+        start_s: Time at which it begins.
+        end_s: Time at which it is complete.
+        text: Its words, for the timeline.
+    """
+
+    content: Any
+    start_s: float
+    end_s: float
+    text: str = ""
+
+
 class ClockedDecoder:
     """Feeds a `Thinker` chunk by chunk, and records what it thinks and does.
 
@@ -270,11 +286,38 @@ class ClockedDecoder:
         interrupts = self._think(number, until_s, last=last) and not last
         if interrupts:
             now_s = self.clock.now()
-            self._add(now_s, now_s, AGENT, "interruption", "", chunk=number)
+            self._add(now_s, now_s, AGENT, "interruption", "", chunk=number, by=AGENT)
         if last or interrupts:
             self._answer(number)
             self.finished = True
         return not self.finished
+
+    def hear_all(self, parts: Iterable[Part]) -> Timeline:
+        """Read chunks and think about them until the last one, or until the user is interrupted.
+
+        A chunk is asked for before the model thinks about the one before it, whose thought must end
+        when the new chunk is complete; none is asked for after an interruption.
+
+        Args:
+            parts: The chunks.
+
+        Returns:
+            What happened.
+        """
+        coming = iter(parts)
+        part = next(coming, None)
+        while part is not None:
+            following = next(coming, None)
+            wanted = self.hear(
+                part.content,
+                part.start_s,
+                part.end_s,
+                last=following is None,
+                text=part.text,
+                deadline_s=None if following is None else following.end_s,
+            )
+            part = following if wanted else None
+        return self.timeline
 
     def _think(self, number: int, until_s: float, *, last: bool) -> bool:
         """Write a thought; return whether it interrupts the user."""

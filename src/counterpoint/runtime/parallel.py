@@ -123,7 +123,7 @@ def _timeline(
                 end_s=first_s,
                 stream=AGENT,
                 kind="interruption",
-                payload={"chunk": 0},
+                payload={"chunk": 0, "by": AGENT},
             )
         )
     events.append(

@@ -25,6 +25,18 @@ class Vocabulary(Protocol):
         """Return the text of ids."""
 
 
+class _Likeliest:
+    """Chooses the likeliest id, and keeps the scores from which it was chosen."""
+
+    scores: Float[Tensor, "B V"]
+
+    def __call__(
+        self, stream: str, codebook: int, scores: Float[Tensor, "B V"]
+    ) -> Int[Tensor, " B"]:
+        self.scores = scores
+        return scores.argmax(-1)
+
+
 class SystemThinker:
     """One session of a system; it proposes the likeliest token; a `Thinker`.
 
@@ -93,15 +105,10 @@ class SystemThinker:
         """
         if self._hidden is None:
             raise UserError("A model must have read something before it writes.")
-        found: list[Tensor] = []
-
-        def choose(stream: str, codebook: int, scores: Float[Tensor, "B V"]) -> Tensor:
-            found.append(scores[0].float())
-            return scores.argmax(-1)
-
+        chosen = _Likeliest()
         with torch.no_grad():
-            self.system.write(self._hidden, choose, self._state)
-        scores = found[0]
+            self.system.write(self._hidden, chosen, self._state)
+        scores = chosen.scores[0].float()
         chance = float(scores.softmax(-1)[self._interrupt])
         text = self._text(int(scores.argmax()))
         scores[self._interrupt] = -torch.inf

@@ -1,12 +1,15 @@
 """Log-mels: what a listening network hears, computed from whole recordings or as they come."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.errors import UserError
-from counterpoint.speech.codec import check_samples
+from counterpoint.speech.codec import check_channel, check_samples
+from counterpoint.streams.seconds import border_s, exact, num_begun, num_complete
 
 _SAMPLE_RATE = 16_000
 _HOP = 160
@@ -26,6 +29,8 @@ class LogMels:
     Args:
         frame_rate_hz: Frames a second; a frame must have a whole number of hops.
         num_bands: Number of mel bands.
+        steps: Steps of a feature between 0 and 1, if it is rounded to what 8 bits can store; 0 for
+            features that are not rounded.
 
     Raises:
         UserError: A frame has no whole number of hops, or there is no band.
@@ -33,7 +38,7 @@ class LogMels:
 
     sample_rate = _SAMPLE_RATE
 
-    def __init__(self, frame_rate_hz: float, num_bands: int = 40) -> None:
+    def __init__(self, frame_rate_hz: float, num_bands: int = 40, steps: int = 0) -> None:
         hops = _SAMPLE_RATE / _HOP / frame_rate_hz
         if hops < 1 or abs(hops - round(hops)) > 1e-6 or num_bands < 1:
             raise UserError(
@@ -43,13 +48,14 @@ class LogMels:
         self.frame_rate_hz = frame_rate_hz
         self.frame_samples = round(hops) * _HOP
         self.num_bands = num_bands
+        self.steps = steps
         self.width = round(hops) * num_bands
         self._bands = _mel_bands(num_bands)
         self._shape = torch.hann_window(_WINDOW)
 
     @property
     def settings(self) -> dict[str, float]:
-        """Numbers on which the frames depend, by their names."""
+        """Numbers on which the frames depend before they are rounded, by their names."""
         return {
             "sample_rate": _SAMPLE_RATE,
             "hop": _HOP,
@@ -90,7 +96,88 @@ class LogMels:
         spectrum = torch.fft.rfft(windows, _FFT).abs().square()
         bands = (1 + spectrum @ self._bands / _FLOOR).log10() / 2
         frames = bands.unflatten(1, (-1, self.frame_samples // _HOP)).flatten(2)
+        if self.steps:
+            frames = (frames * self.steps).round().clamp(0, 255) / self.steps
         return frames, audio[:, audio.shape[1] - past.shape[1] :]
+
+
+class SoundChunk(NamedTuple):
+    """A chunk of a recording: its times, and the frames that are heard in it."""
+
+    start_s: float
+    end_s: float
+    frames: Float[Tensor, "T F"]
+
+
+class ChunkedMels:
+    """Frames of one recording, which comes piece by piece, in chunks of equal length.
+
+    A frame belongs to the chunk in which it ends. A chunk is given out when a sample after it has
+    come: only then is it known not to be the last, which ends with the recording and may be shorter
+    (its last frame is completed with silence). How the recording is cut into pieces changes
+    nothing.
+
+    Args:
+        mels: The frames.
+        chunk_s: Seconds of a chunk.
+        overlap_frames: Number of frames before a chunk that are heard again with it.
+
+    Raises:
+        UserError: A chunk is no time.
+    """
+
+    def __init__(self, mels: LogMels, chunk_s: float, overlap_frames: int = 0) -> None:
+        if not chunk_s > 0:
+            raise UserError(f"`chunk_s` must be positive: got {chunk_s}.")
+        self.mels = mels
+        self._chunk_s = exact(chunk_s)
+        self._frame_s = 1 / exact(mels.frame_rate_hz)
+        self._overlap = overlap_frames
+        self._past = mels.initial_past(1)
+        self._waiting = torch.zeros(0)  # samples of which there are no frames yet
+        self._before = torch.zeros(0, mels.width)  # the frames that are heard again
+        self._num_samples = 0
+        self._num_frames = 0
+        self._num_chunks = 0
+
+    @property
+    def heard_s(self) -> float:
+        """Seconds that have been heard."""
+        return self._num_samples / self.mels.sample_rate
+
+    def push(self, samples: Float[Tensor, " N"]) -> list[SoundChunk]:
+        """Hear any number of samples, and return the chunks that are now known.
+
+        Raises:
+            UserError: The samples are not valid (see `check_channel`). Then nothing was heard.
+        """
+        check_channel(samples)
+        self._waiting = torch.cat((self._waiting, samples))
+        self._num_samples += len(samples)
+        known = []
+        while self.heard_s > (end_s := border_s(self._num_chunks + 1, self._chunk_s)):
+            known.append(self._cut(end_s, num_complete(end_s, self._frame_s)))
+        return known
+
+    def finish(self) -> SoundChunk:
+        """Return the last chunk: the recording is over."""
+        return self._cut(self.heard_s, num_begun(self.heard_s, self._frame_s))
+
+    def _cut(self, end_s: float, stop: int) -> SoundChunk:
+        """Return the next chunk, which ends with the frame before the one of number ``stop``."""
+        length = (stop - self._num_frames) * self.mels.frame_samples
+        samples, self._waiting = self._waiting[:length], self._waiting[length:]
+        frames = self._before[:0]
+        if length:
+            samples = F.pad(samples, (0, length - len(samples)))
+            found, self._past = self.mels.extend(samples[None], self._past)
+            frames = found[0]
+        frames = torch.cat((self._before, frames))
+        self._before = frames[max(len(frames) - self._overlap, 0) :]
+        chunk = SoundChunk(border_s(self._num_chunks, self._chunk_s), end_s, frames)
+        self._num_frames = stop
+        self._num_chunks += 1
+        return chunk
 
 
 def _mel_bands(num_bands: int) -> Float[Tensor, "bins bands"]:

@@ -328,7 +328,7 @@ class Shanks(System):
     def _hear(self, heard: Shaped[Tensor, "B T ..."]) -> Float[Tensor, "B T D"]:
         """Return the input of what is heard; zeros where nothing is."""
         if self.project is not None:
-            return self.project(heard)
+            return self.project(heard.to(self.project.weight.dtype))
         words = self._embed(heard) + self.heard_mark
         return words * (heard != UNSET_ID)[..., None]
 

@@ -16,7 +16,6 @@ from counterpoint.data.text.published import ALONE, tokenizer_of, write_tokenize
 from counterpoint.data.text.tokenizer import load_tokenizer
 from counterpoint.errors import UserError
 from counterpoint.evaluate.duplex.spoken_maths import (
-    ANSWER_WORDS,
     ProgramThinker,
     clock_of,
     listen,
@@ -110,7 +109,7 @@ def test_a_session_reads_the_ids_on_which_a_model_was_trained(number: int) -> No
     rounds = spoken_rounds(heard, DATA.chunk_s, thinks=True, marks=MARKS)
     thinker = Following(rounds, words)
     # A byte is a token here, so there are more of them a second than of words.
-    clock = ClockConfig(chunk_s=2.0, tokens_per_s=500.0, answer_tokens=10 * ANSWER_WORDS)
+    clock = ClockConfig(chunk_s=2.0, tokens_per_s=500.0, answer_tokens=10 * DATA.answer_tokens)
     timeline = think_in_chunks(thinker, heard, clock)
     assert thinker.ids[: len(expected)] == expected
     assert thinker.ids[len(expected) :] == words.ids([MARKS.stop]).tolist()

@@ -16,29 +16,13 @@ from counterpoint.data.tasks.spoken_maths.hearing import (
 from counterpoint.data.tasks.spoken_maths.numbers import spoken
 from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
 from counterpoint.evaluate.duplex.thinking import Attempt
-from counterpoint.runtime.clocked import ClockConfig, ClockedDecoder, Proposal, Thinker
+from counterpoint.runtime.clocked import ClockConfig, ClockedDecoder, Part, Proposal, Thinker
+from counterpoint.runtime.listening import clock_of as clock_of
 from counterpoint.runtime.parallel import ParallelConfig, think_in_parallel
 from counterpoint.runtime.thinker import SystemThinker
 from counterpoint.streams.rounds import ANSWER, THOUGHT, Marks
 from counterpoint.streams.timeline import Timeline
 from counterpoint.systems.contract import System
-
-TOKENS_PER_S = 20.0
-"""Words that a model writes in a second; in the parallel arrangement one a tick."""
-
-ANSWER_WORDS = 30
-"""Largest number of words of an answer; the longest right one has 14."""
-
-
-def clock_of(data: SpokenMathsData, threshold: float | None = None) -> ClockConfig:
-    """Return how a model of some data thinks against the clock; for the rest see `listen`."""
-    return ClockConfig(
-        chunk_s=data.chunk_s,
-        tokens_per_s=data.tick_hz if data.arrangement == "parallel" else TOKENS_PER_S,
-        answer_tokens=ANSWER_WORDS,
-        threshold=threshold,
-        marks=data.marks,
-    )
 
 
 def listen(
@@ -72,7 +56,7 @@ def _parallel_clock(data: SpokenMathsData, threshold: float | None) -> ParallelC
     return ParallelConfig(
         tick_hz=data.tick_hz,
         nothing=NOTHING,
-        answer_tokens=ANSWER_WORDS,
+        answer_tokens=data.answer_tokens,
         threshold=threshold,
         marks=data.marks,
     )
@@ -107,23 +91,10 @@ def think_in_chunks(
         content: Returns a chunk as the thinker hears it; by default its words.
         held_back: Last words of a chunk that are heard in the next one.
     """
-    decoder = ClockedDecoder(thinker, config)
-    cut = chunks(heard, config.chunk_s, held_back)
-    for number, chunk in enumerate(cut):
-        is_last = number == len(cut) - 1
-        following = cut[number if is_last else number + 1]
-        text = " ".join(chunk.words)
-        wanted = decoder.hear(
-            content(chunk),
-            chunk.start_s,
-            chunk.end_s,
-            last=is_last,
-            text=text,
-            deadline_s=chunk.end_s + config.chunk_s if is_last else following.end_s,
-        )
-        if not wanted:
-            break
-    return decoder.timeline
+    return ClockedDecoder(thinker, config).hear_all(
+        Part(content(chunk), chunk.start_s, chunk.end_s, " ".join(chunk.words))
+        for chunk in chunks(heard, config.chunk_s, held_back)
+    )
 
 
 def made_by_program(heard: Heard, config: ClockConfig, held_back: int = 0) -> Attempt:

@@ -144,11 +144,7 @@ def write_answer(
         options: Options of the command, which the files name.
     """
     paths = answer_files(output)
-    said = spoken_words(talk.words)
-    paths[".txt"].write_text(said["text"] + "\n", encoding="utf-8")
-    paths[".json"].write_text(
-        json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    write_words(output, talk.words)
     settings = {
         name: shown(value) if isinstance(value, Path) else value for name, value in options.items()
     }
@@ -162,6 +158,21 @@ def write_answer(
     paths[".html"].write_text(page, encoding="utf-8")
 
 
+def write_words(output: Path, words: Timeline) -> None:
+    """Write what the agent said next to its recording, as text and as JSON with times.
+
+    Args:
+        output: The recording.
+        words: Words of both speakers.
+    """
+    paths = answer_files(output)
+    said = spoken_words(words)
+    paths[".txt"].write_text(said["text"] + "\n", encoding="utf-8")
+    paths[".json"].write_text(
+        json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+
+
 def sound_address(recording: Path) -> str:
     """Return the address of a recording for a page beside it: a short one as a data URL."""
     if recording.stat().st_size >= _EMBEDDED_BYTES:
@@ -173,7 +184,7 @@ def spoken_words(words: Timeline) -> dict[str, Any]:
     """Return the agent's words as alignments and chunks, two formats that other programs read."""
     spoken = [
         (event.text, [round(event.start_s, 3), round(event.end_s, 3)])
-        for event in words.where(stream=AGENT)
+        for event in words.where(stream=AGENT, kind="word")
     ]
     return {
         "text": " ".join(text for text, _ in spoken),

@@ -110,8 +110,10 @@ def _draw_row(watched: Watched, axis: "Axes", row: Row) -> int:
 
 
 def _voiced(timeline: Timeline, name: str) -> list[Segment]:
-    """Return the times at which a speaker's words sound, which are drawn strongly."""
-    return [Segment(word.start_s, word.end_s + 0.05) for word in standing_words(timeline, name)]
+    """Return the times that are drawn strongly: a speaker's words, and chunks that were heard."""
+    chunks = timeline.where(stream=name, kind="chunk")
+    words = [Segment(word.start_s, word.end_s + 0.05) for word in standing_words(timeline, name)]
+    return [*words, *(Segment(chunk.start_s, chunk.end_s) for chunk in chunks)]
 
 
 def _name(axis: "Axes", text: str, y: float, colour: str) -> None:

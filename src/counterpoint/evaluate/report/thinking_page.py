@@ -7,17 +7,18 @@ from typing import Any
 from counterpoint.evaluate.report.conversation_figure import moment
 from counterpoint.evaluate.report.conversation_page import player_page
 from counterpoint.evaluate.report.thinking_figure import Watched, watched_rows
-from counterpoint.streams.timeline import Event
+from counterpoint.streams.timeline import Event, Timeline
 
-_NOTE = (
+LIVE_NOTE = (
     "The agent is on the left, the user on the right. The agent sounds when it really could: what "
     "the engines took is in these times. Click the figure or a line to listen from there."
 )
+"""Note below the picture of a conversation of engines."""
 
 
 def thinking_page(
     watched: Watched,
-    picture: str,
+    picture: tuple[str, str],
     audio_source: str,
     numbers: Mapping[str, str],
     about: Mapping[str, Any],
@@ -26,14 +27,14 @@ def thinking_page(
 
     Args:
         watched: The conversation.
-        picture: Its figure, from `watched_figure` and `as_svg`.
+        picture: Its figure, from `watched_figure` and `as_svg`, and a note below it.
         audio_source: Address of the recording: a data URL, or a file next to the page.
         numbers: Measured numbers, by name.
         about: How the conversation was made; JSON values.
     """
     return player_page(
         watched.title,
-        (picture, _NOTE),
+        picture,
         watched_rows(watched),
         audio_source,
         numbers,
@@ -59,6 +60,18 @@ def _events(watched: Watched) -> str:
     )
 
 
+def event_lines(timeline: Timeline) -> list[str]:
+    """Return everything that happened, words apart, in one line an event, on one time axis."""
+    return [event_line(event) for event in timeline if event.kind != "word"]
+
+
+def event_line(event: Event) -> str:
+    """Return an event in one line: from when to when, what, and its text."""
+    named = {"turn": event.stream, "thought": event.stream, "chunk": "heard"}
+    what = named.get(event.kind, event.kind)
+    return f"{event.start_s:6.2f} to {event.end_s:6.2f} s  {what:12} {event_text(event)}"
+
+
 def event_text(event: Event) -> str:
     """Return what an event says, in one line."""
     payload = event.payload
@@ -75,5 +88,8 @@ def event_text(event: Event) -> str:
     if event.kind == "undone":
         return f"{event.text} {payload.get('why') or 'was taken back'}"
     if event.kind == "thought" and not event.text:
-        return f"(read: {payload.get('heard', '')})"
+        read = payload.get("heard")
+        return f"(read: {read})" if read is not None else f"(closed by the {payload['closed']})"
+    if event.kind == "chunk":
+        return event.text or f"chunk {payload['chunk'] + 1}" + ", the last" * payload["last"]
     return event.text

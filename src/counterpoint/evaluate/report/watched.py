@@ -12,7 +12,7 @@ from counterpoint.evaluate.report.answer import sound_address
 from counterpoint.evaluate.report.conversation_figure import as_png, as_svg
 from counterpoint.evaluate.report.conversation_page import REAL_TIME
 from counterpoint.evaluate.report.thinking_figure import Watched, watched_figure
-from counterpoint.evaluate.report.thinking_page import thinking_page
+from counterpoint.evaluate.report.thinking_page import LIVE_NOTE, thinking_page
 from counterpoint.files import shown
 from counterpoint.runtime.talk import AGENT, USER
 from counterpoint.speech.audio import audio_blocks
@@ -47,6 +47,41 @@ def watched_numbers(timeline: Timeline, duration_s: float, work_s: float | None)
     return numbers
 
 
+def thought_numbers(timeline: Timeline, tokens_per_s: float, work_s: float) -> dict[str, str]:
+    """Return the numbers of a conversation that was thought against the clock, as text.
+
+    Args:
+        timeline: What happened; see `counterpoint.runtime.clocked`.
+        tokens_per_s: Tokens that the model wrote in a second.
+        work_s: Seconds of work.
+    """
+    chunks = timeline.where(kind="chunk").events
+    thoughts = timeline.where(kind="thought")
+    heard_s = chunks[-1].end_s
+    early = {one.payload["chunk"] for one in chunks if not one.payload["last"]}
+    chances = [
+        chance
+        for one in thoughts
+        if one.payload["chunk"] in early
+        for chance in one.payload["chances"]
+        if chance is not None
+    ]
+    cut = next(iter(timeline.where(stream=AGENT, kind="interruption")), None)
+    numbers = {
+        "heard": f"{heard_s:.2f} s (chunks: {len(chunks)})",
+        "thoughts": str(sum(bool(one.text) for one in thoughts)),
+        "interrupted the user": "no" if cut is None else f"at {cut.start_s:.2f} s",
+        "highest chance of an interruption": f"{max(chances):.3f}" if chances else "-",
+    }
+    for answer in timeline.where(kind="answer"):
+        since = "after the end of what was heard"
+        numbers["answer"] = f"from {answer.start_s:.2f} s, {answer.start_s - heard_s:.2f} s {since}"
+    return numbers | {
+        "tokens written a second": f"{tokens_per_s:g} (simulated)",
+        REAL_TIME: f"{work_s / heard_s:.3f}",
+    }
+
+
 def slowness_note(timeline: Timeline) -> str:
     """Return a line about a machine that was too slow for the pace of the clock, or no text."""
     if measure_delays(timeline).first_sound_s:
@@ -67,6 +102,7 @@ def write_watched(
     timeline: Timeline,
     numbers: Mapping[str, str],
     options: Mapping[str, Any],
+    note: str = LIVE_NOTE,
 ) -> tuple[Path, ...]:
     """Write the files beside a recording: agent left, user right.
 
@@ -76,6 +112,7 @@ def write_watched(
         timeline: What was heard, thought and said.
         numbers: Numbers by name, for the page.
         options: Options of the command, which the files name.
+        note: What stands below the picture of the page.
 
     Returns:
         Their paths.
@@ -95,6 +132,6 @@ def write_watched(
     paths[1].write_bytes(as_png(partial(watched_figure, watched)))
     source = sound_address(recording)
     picture = as_svg(partial(watched_figure, watched))
-    page = thinking_page(watched, picture, source, numbers, settings)
+    page = thinking_page(watched, (picture, note), source, numbers, settings)
     paths[2].write_text(page, encoding="utf-8")
     return paths

@@ -178,9 +178,14 @@ def _facts(metadata: Mapping[str, str]) -> dict[str, Any]:
     return facts
 
 
+def bank_mels() -> LogMels:
+    """Return what makes frames of sound, rounded as a bank stores them."""
+    return LogMels(FRAME_HZ, steps=_STEPS)
+
+
 def sound_frames(audio: Float[Tensor, " N"]) -> Float[Tensor, "T width"]:
     """Return the frames of speech at 16 kHz, whose last one is completed with silence."""
-    return LogMels(FRAME_HZ).encode(audio[None])[0]
+    return bank_mels().encode(audio[None])[0]
 
 
 def make_bank(
@@ -215,7 +220,7 @@ def make_bank(
             if all(len(own.get(word, ())) >= most_takes for word in clause.words):
                 continue
             spoken = speaker.speak(" ".join(clause.words), voice, LogMels.sample_rate)
-            frames = (sound_frames(spoken.audio) * _STEPS).round().clamp(0, 255).byte()
+            frames = (sound_frames(spoken.audio) * _STEPS).byte()  # they are rounded already
             for word in spoken.words:
                 first = round(word.start_s * FRAME_HZ)
                 stop = max(round(word.end_s * FRAME_HZ), first + 1)
@@ -293,7 +298,7 @@ def _how_made() -> dict[str, Any]:
     """Return JSON values on which the sounds of a bank of `VOICES` depend, besides what is said."""
     return {
         "spoken": how_spoken(VOICES),
-        "mels": LogMels(FRAME_HZ).settings,
+        "mels": bank_mels().settings,
         "steps": _STEPS,
         "format": 1,
     }

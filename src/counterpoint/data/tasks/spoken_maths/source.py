@@ -24,6 +24,7 @@ from counterpoint.data.tasks.spoken_maths.bank import (
     FRAME_HZ,
     BankConfig,
     WordBank,
+    bank_mels,
     bank_name,
     read_bank,
 )
@@ -52,6 +53,7 @@ from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
 from counterpoint.literals import literals_checked
 from counterpoint.progress import Progress
+from counterpoint.speech.mels import ChunkedMels
 from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch, join_batches
 from counterpoint.streams.rounds import HEARD, THOUGHT, Marks, lay_out_rounds
@@ -136,6 +138,37 @@ class SpokenMathsData:
     def overlap_frames(self) -> int:
         """Frames before a chunk that are heard again with it."""
         return 0 if self.sound is None else self.sound.overlap_frames
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Words that a model writes in a second; in the parallel arrangement one a tick."""
+        return self.tick_hz if self.arrangement == "parallel" else 20.0
+
+    @property
+    def answer_tokens(self) -> int:
+        """Largest number of words of an answer; the longest right one has 14."""
+        return 30
+
+    def ear(self, layout: Layout) -> ChunkedMels:
+        """Return what a model hears of a recording: frames and chunks as in training.
+
+        Raises:
+            UserError: The model hears words, or frames of another width.
+        """
+        heard = next(iter(layout.by_role(Role.HEARD)), None)
+        if self.sound is None or heard is None:
+            raise UserError(
+                "A model that hears a recording must have learned from sound: this one knows words "
+                "only. Take a run of `counterpoint train shanks_small_sound`, or let a recogniser "
+                "hear: `counterpoint talk shanks`."
+            )
+        mels = bank_mels()
+        if heard.width != mels.width:
+            raise UserError(
+                f"A model that hears a recording must hear {mels.width} features: got "
+                f"{heard.width}. It can hear its own bank only."
+            )
+        return ChunkedMels(mels, self.chunk_s, self.overlap_frames)
 
     @staticmethod
     def fits(layout: Layout) -> bool:

@@ -1,0 +1,169 @@
+"""The verb `talk` with a model that thinks while it listens: its files, and what it refuses."""
+
+import base64
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+from counterpoint.cli.main import main as counterpoint
+from counterpoint.config_json import encode
+from counterpoint.evaluate.report.answer import answer_files
+from counterpoint.recipes.shanks_small import shanks_small
+from counterpoint.recipes.shanks_small_sound import shanks_small_sound
+from counterpoint.speech.audio import read_audio
+from counterpoint.streams.timeline import Timeline
+from counterpoint.systems import shanks
+from counterpoint.systems.shanks import Shanks, ShanksConfig
+from counterpoint.train.checkpoint import Counters, save_checkpoint
+from counterpoint.train.config import OptimizerConfig
+from counterpoint.train.distributed import World
+from counterpoint.train.optimizer import KindOptimizers
+from counterpoint.train.run import Run
+from tests.cli.examples import without_loading
+from tests.systems.tiny_models import tower
+
+RATE = 16_000
+
+
+def written(folder: Path, config: ShanksConfig, trained: Run) -> Path:
+    """A run folder with random weights; no bank of words is made for it."""
+    torch.manual_seed(0)
+    model = Shanks(replace(config, tower=tower(16, 1, 2, 512)))
+    torch.nn.init.normal_(model.get_parameter("head.weight"), std=0.3)
+    run = replace(trained, system=model.config)
+    optimizers = KindOptimizers(model, OptimizerConfig())
+    save_checkpoint(folder, model, optimizers, Counters(), World(), {"run": encode(run)})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("sound"), shanks.small_sound(), shanks_small_sound())
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    noise = 0.1 * torch.randn(6 * RATE, 2, generator=torch.Generator().manual_seed(0))
+    soundfile.write("six.wav", noise[:, 0].numpy(), RATE)
+    soundfile.write("stereo.flac", noise[: 3 * RATE].numpy(), 44_100)
+    soundfile.write("quiet.wav", torch.zeros(5 * 8000).numpy(), 8000)
+    soundfile.write("one.wav", torch.ones(1).numpy(), RATE)
+
+
+def talk(run: Path, source: str, *more: str) -> int:
+    return counterpoint(["talk", str(run), "--input", source, "--output", "out.wav", *more])
+
+
+def test_it_interrupts_and_all_files_and_lines_say_so(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert talk(run, "six.wav", "--threshold", "0") == 0
+    shown = capsys.readouterr().out
+    *_, first, _, _, _, _, last = shown.splitlines()
+    assert (first, last) == ("out.wav", "out.html")
+    for path in answer_files(Path("out.wav")).values():
+        assert path.stat().st_size > 0
+        assert path.name in shown
+    timeline = Timeline.read(Path("out.timeline.jsonl"))
+    (made,) = timeline.where(kind="interruption")
+    (answer,) = timeline.where(kind="answer")
+    lines = [line for line in shown.splitlines() if " s  " in line][:4]
+    assert lines[0] == "  0.00 to   2.00 s  heard        chunk 1"
+    assert lines[1].startswith("  2.00 to   2.05 s  thought")
+    assert lines[2] == "  2.05 to   2.05 s  interruption by the agent"
+    assert lines[3] == f"  2.05 to {answer.end_s:6.2f} s  answer       {answer.text}"
+    assert made.start_s == answer.start_s == pytest.approx(2.05)
+    assert Path("out.txt").read_text() == f"{answer.text}\n"
+    (said,) = json.loads(Path("out.json").read_text())["alignments"]
+    assert said[0] == answer.text
+    assert said[1] == pytest.approx([answer.start_s, answer.end_s], abs=1e-3)
+    page = Path("out.html").read_text()
+    assert base64.b64encode(Path("out.wav").read_bytes()).decode() in page
+    for told in ("interruption", answer.text, "its channel is silent", "2.00 s (chunks: 1)"):
+        assert told in page
+    agent, user = read_audio("out.wav", RATE, 2)
+    assert not agent.any()
+    torch.testing.assert_close(user, read_audio("six.wav", RATE, 1)[0], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("source", "ends_s"),
+    [
+        ("six.wav", [2, 4, 6]),  # a whole number of chunks: the third is the last
+        ("quiet.wav", [2, 4, 5]),
+        ("stereo.flac", [3 * RATE / 44_100]),
+        ("one.wav", [1 / RATE]),
+    ],
+)
+def test_recordings_of_every_kind_are_heard_to_their_end(
+    run: Path, source: str, ends_s: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert talk(run, source, "--threshold", "1", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    timeline = Timeline.read(Path("out.timeline.jsonl"))
+    chunks = timeline.where(kind="chunk").events
+    assert [one.end_s for one in chunks] == pytest.approx(ends_s, abs=1 / RATE)
+    assert [one.payload["last"] for one in chunks] == [False] * (len(chunks) - 1) + [True]
+    thoughts = timeline.where(kind="thought").events
+    assert [one.start_s for one in thoughts] == [one.end_s for one in chunks]
+    assert told["numbers"]["interrupted the user"] == "no"
+    (answer,) = timeline.where(kind="answer")
+    assert answer.start_s >= chunks[-1].end_s
+    assert told["text"] == answer.text
+    both = read_audio("out.wav", RATE, 2)
+    assert both.shape[1] / RATE >= timeline.end_s - 1e-6
+
+
+def test_a_channel_and_words_of_the_user_may_be_named(run: Path) -> None:
+    Path("words.json").write_text('{"chunks": [{"text": "hello", "timestamp": [0.1, 0.4]}]}')
+    assert talk(run, "stereo.flac", "--words", "words.json", "--channel", "1") == 0
+    timeline = Timeline.read(Path("out.timeline.jsonl"))
+    (word,) = timeline.where(stream="user", kind="word")
+    assert (word.text, word.start_s) == ("hello", 0.1)
+    right = read_audio("stereo.flac", RATE, 2)[1]
+    heard = read_audio("out.wav", RATE, 2)[1][: len(right)]
+    torch.testing.assert_close(heard, right, rtol=0, atol=1e-4)
+
+
+def test_it_hears_with_weights_of_half_the_size(run: Path) -> None:
+    assert talk(run, "one.wav", "--dtype", "bfloat16") == 0
+
+
+def test_a_model_of_words_is_told_what_can_hear(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = written(tmp_path / "words", shanks.small(), shanks_small())
+    assert talk(folder, "six.wav") == 2
+    told = without_loading(capsys.readouterr().err)
+    assert "counterpoint train shanks_small_sound" in told
+    assert "counterpoint talk shanks" in told
+    assert told.count("\n") == 1
+    assert not Path("out.wav").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--text two", "`--text` is for a model that speaks: "),
+        ("--tail 3", "`--tail` is for a model that speaks: "),
+        ("--prompt tea", "`--prompt` is for a model that speaks: "),
+        ("--seed 3", "`--seed` is for a model that draws what it says"),
+        ("--text-temperature 0", "`--text-temperature` is for a model that draws"),
+        ("--threshold 2", "`--threshold` must be 0 to 1: got 2"),
+        ("--channel 2", "`--channel` must be 0 to 0: got 2"),
+        ("--input none.wav", "must be an existing file"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    run: Path, words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert talk(run, "six.wav", *words.split()) == 2
+    told = without_loading(capsys.readouterr().err)
+    assert message in told
+    assert told.count("\n") == 1
+    assert not Path("out.wav").exists()
