@@ -61,7 +61,7 @@ from counterpoint.systems.single_stream import SingleStream, SingleStreamConfig
 from counterpoint.train.checkpoint import load_system, read_manifest, resolve
 from counterpoint.train.distributed import World
 from counterpoint.train.optimizer import lr_ratio
-from counterpoint.train.phases import step_lr_ratio, with_phase_steps
+from counterpoint.train.phase_steps import step_lr_ratio, with_phase_steps
 
 GROUPS: tuple[Group, ...] = get_args(Group)
 

@@ -36,14 +36,16 @@ from counterpoint.train.checkpoint import MANIFEST, checkpoint_paths, read_manif
 from counterpoint.train.config import PhaseConfig, ScheduleConfig, TrainConfig
 from counterpoint.train.ledger import read_ledger
 from counterpoint.train.optimizer import lr_ratio
-from counterpoint.train.phases import (
-    PhaseData,
-    PhasedBatches,
-    PhaseSource,
+from counterpoint.train.phase_steps import (
     begins_anew,
     phase_name,
     step_lr_ratio,
     with_phase_steps,
+)
+from counterpoint.train.phases import (
+    PhaseData,
+    PhasedBatches,
+    PhaseSource,
 )
 from counterpoint.train.record import Record, StepNumbers, TrainState
 from counterpoint.train.reinforce import GroupConfig

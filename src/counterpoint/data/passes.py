@@ -51,7 +51,7 @@ class Cursor:
 
 
 @dataclass(kw_only=True, slots=True)
-class Reading:
+class ReadItems:
     """How far a run has read.
 
     Attributes:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from counterpoint.data.passes import Reading
+from counterpoint.data.passes import ReadItems
 from counterpoint.data.recorded import read_recorded, record_once
 from counterpoint.data.source import BatchSource, DataSource, PreparedSource
 from counterpoint.data.tasks.reasoning.corpus import Reasoning
@@ -194,7 +194,7 @@ class Recorder:
         self.study = study
         self.folder = folder
         self._prepared: dict[str, PreparedSource] = {}
-        self._dealt: dict[str, tuple[BatchSource, int, Reading]] = {}
+        self._dealt: dict[str, tuple[BatchSource, int, ReadItems]] = {}
 
     def __call__(self, some: Sequence[ChainPhase]) -> str:
         """Record the segments of a backbone that are missing, seed by seed; return its name."""

@@ -27,7 +27,8 @@ from counterpoint.train.distributed import World, shard
 from counterpoint.train.fine_tuning import begun_system
 from counterpoint.train.loop import Evaluate, TrainResult, train
 from counterpoint.train.metrics import MetricLogger, TensorBoardLogger
-from counterpoint.train.phases import PhasedBatches, with_phase_steps
+from counterpoint.train.phase_steps import with_phase_steps
+from counterpoint.train.phases import PhasedBatches
 from counterpoint.train.precision import settle_precision
 from counterpoint.train.reporter import RunReporter, peak_flops
 from counterpoint.train.run import Run

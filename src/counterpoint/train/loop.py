@@ -24,7 +24,8 @@ from counterpoint.train.distributed import current_world, gathered, sync_gradien
 from counterpoint.train.fine_tuning import check_begun
 from counterpoint.train.metrics import MetricLogger
 from counterpoint.train.optimizer import KindOptimizers, warm_up_note
-from counterpoint.train.phases import PhasedBatches, begins_anew, phase_name, step_lr_ratio
+from counterpoint.train.phase_steps import begins_anew, phase_name, step_lr_ratio
+from counterpoint.train.phases import PhasedBatches
 from counterpoint.train.precision import settle_precision
 from counterpoint.train.record import Record, StepNumbers, TrainState, is_due
 from counterpoint.train.reporter import Reporter

@@ -27,7 +27,7 @@ from counterpoint.train.fine_tuning import without
 from counterpoint.train.ledger import Ledger, read_ledger
 from counterpoint.train.metrics import MetricLogger, MetricsFile
 from counterpoint.train.optimizer import KindOptimizers
-from counterpoint.train.phases import phase_ends
+from counterpoint.train.phase_steps import phase_ends
 from counterpoint.train.reporter import Reporter, StepReport
 from counterpoint.train.run import Run
 
