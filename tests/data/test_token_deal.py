@@ -156,6 +156,21 @@ def test_nothing_is_read_twice_in_a_pass_whatever_the_rows(sizes: tuple[int, ...
     assert len({*other}) == min(len(other), 120)
 
 
+def test_the_rest_of_a_pass_takes_its_last_turns() -> None:
+    """With rows that divide those before, every place is read once in every pass."""
+    weights = [MemberWeight(member="a", weight=1.0)]
+    cursor = Cursor(name="a")
+    read: list[int] = []
+    turns: list[int] = []
+    for size, tokens in ((4, 144), (2, 216)):
+        rows = Passes(cursor, Loader(Unequal([size] * (120 // size)), 1, 0), set())
+        deal = TokenDeal(str(size), tokens, weights, {"a": rows}, 1)
+        turns += [turn.number for turn, _ in deal.taken]
+        read += placed(deal, rows)
+    assert [sorted(read[begin : begin + 120]) for begin in (0, 120, 240)] == [[*range(120)]] * 3
+    assert turns == [*range(36), *range(72, 180)]
+
+
 def test_rows_that_do_not_say_what_they_hold_must_stay() -> None:
     class Plain:
         def __init__(self, count: int) -> None:
