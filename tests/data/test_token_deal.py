@@ -218,7 +218,7 @@ def test_an_exhausted_source_is_an_error_or_its_share_is_taken_over() -> None:
 
 
 def test_wrong_weights_are_refused() -> None:
-    with pytest.raises(UserError, match="`weight` of 'a' must be >= 0: got -1"):
+    with pytest.raises(UserError, match="`weight` of 'a' must be finite and >= 0: got -1"):
         MemberWeight(member="a", weight=-1)
     with pytest.raises(UserError, match=r"`begin` and `end` of 'a' must be shares .* 0.5 and 0.5"):
         MemberWeight(member="a", weight=1, begin=0.5, end=0.5)
