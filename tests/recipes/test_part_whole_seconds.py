@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from counterpoint.data.tasks.items import floors
 from counterpoint.data.tasks.part_whole import SECONDS
 from counterpoint.recipes.cells import Cell, run_cell
@@ -9,6 +11,7 @@ from counterpoint.recipes.grid import costs
 from counterpoint.recipes.part_whole_seconds import TASK, part_whole_seconds
 
 
+@pytest.mark.timeout(300)  # 20 s on an idle core
 def test_two_stream_learns_what_it_does_not_with_the_whole_of_another_row(tmp_path: Path) -> None:
     """Scores far above and below what the last section tells: a broken whole or a leak fails."""
     grid = part_whole_seconds()

@@ -236,7 +236,8 @@ class Recorder:
         source, num_steps, after = self._dealt[root]
         # Another chain of the backbone may have other sources.
         reading = deepcopy(after)
-        reading.cursors = unread.cursors | reading.cursors
+        read = {name: cursor for name, cursor in reading.cursors.items() if cursor.turn}
+        reading.cursors = unread.cursors | read
         for number in range(1, segment.phase + 1):
             source, num_steps = phases.dealt(number, reading, train.batch_rows, train.seed)
         return source, num_steps

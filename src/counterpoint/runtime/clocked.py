@@ -336,13 +336,14 @@ class ClockedDecoder:
             else:
                 proposal = self.thinker.propose()
                 chances.append(proposal.interrupt)
-                text += self._next(proposal)
+                token = self._next(proposal)
+                text += token
                 num_tokens += 1
                 if text.endswith(marks.interrupt):
                     closed = "interruption"
                 elif text.endswith(marks.close):
                     closed = "model"
-                elif marks.call and text.endswith(marks.call_end):
+                elif token and marks.call and text.endswith(marks.call_end):
                     self._call(text, number, until_s, last=last)
         if closed != "model":
             self.thinker.read(marks.close)

@@ -258,7 +258,6 @@ class RolloutSource:
         ]
         batch = rollout_batch(system, rollouts, told, self.config)
         teaches = bool(batch.numbers[ADVANTAGES][rollouts.ended.cpu()].any())
-        self._patience.watch(number, [outcome.reward for outcome in told], teaches=teaches)
         batch = batch.to(system.device)
         if self.config.num_updates > 1:
             with torch.no_grad():
@@ -266,6 +265,7 @@ class RolloutSource:
             numbers = {old_name(name): log for name, log in old.items()}
             batch = replace(batch, numbers={**batch.numbers, **numbers})
         system.train(training)
+        self._patience.watch(number, [outcome.reward for outcome in told], teaches=teaches)
         return batch
 
 

@@ -242,6 +242,7 @@ DRINKS = {
         ("a latte actually no a mocha", {"drink": "mocha"}),
         ("a latte no mocha", {"drink": "latte"}),
         ("a latte with sweetener no sweetener", {"drink": "latte"}),
+        ("i do not want a dark roast mocha i want a latte", {"drink": "latte"}),
         ("not a mocha", None),
         ("a light roast", None),
         ("", None),
@@ -270,6 +271,16 @@ def test_a_withdrawal_takes_back_what_was_asked_for() -> None:
         mark,
         mark.replace("cancel", "call").replace("latte", "mocha"),
     ]
+    for kept in (
+        "a latte never mind the sweetener",
+        "a latte dont cancel it",
+        "a latte scratch that",
+    ):
+        (mark_then,) = caller(Scene(words=words(kept), calls=(made,)))
+        assert mark_then.startswith("<tool_cancel>") == kept.endswith("scratch that")
+    (dark,) = caller(Scene(words=words("a latte scratch that make it a dark roast")))
+    assert "latte" in dark
+    assert "dark roast" in dark
     assert list(caller(Scene(words=words("a latte no, a mocha")))) == [
         mark.replace("cancel", "call").replace("latte", "mocha")
     ]

@@ -73,6 +73,24 @@ def test_judge_is_as_sure_as_the_least_certain_word() -> None:
         "four plus four is eight. Eight plus two is ten. So",
         "four plus four is eight plus two is ten so",
         "ten dollars minus four dollars is six dollars so",
+        "five divided by two is two and a half",
+        "one thousand times one thousand is one million",
+        "four divided by eight is one half",
+        "eight divided by three is two remainder two",
+        "eight divided by three is two, remainder two.",
+        "seven times eight is fifty uh six",
+        "seven times eight is fifty, six",
+        "three by three is nine",
+        "1/4 is 25%",
+        "11 plus 2 is 1 o'clock",
+        "twenty plus one is twenty first",
+        "two plus two is one less than five",
+        "half of ten plus two is seven.",
+        "twice three plus one is seven.",
+        "555-1234 is 7 digits",
+        "$5 plus $3 is $8.",
+        "two and a half times two is five.",
+        "the sum of four and five is nine.",
     ],
 )
 def test_nobody_who_is_right_is_interrupted_at_any_word(said: str) -> None:
@@ -102,7 +120,7 @@ def test_wrong_sums_are_found_when_they_are_complete(said: str) -> None:
 
 @pytest.mark.parametrize("said", ["seven times eight is one hundred and", "2 times 2 is 5 point"])
 def test_a_number_that_may_go_on_is_not_judged(said: str) -> None:
-    assert judged(said)[-2:] == [0.0, 1.0]
+    assert judged(said)[-2:] == [0.0, 0.0]
 
 
 def test_random_sums_in_words_and_figures() -> None:

@@ -346,7 +346,7 @@ class EndpointModel:
                 delta = choice["delta"]  # some servers send null where nothing is said
                 if delta is not None and (piece := delta.get("content")):
                     pieces.append(str(piece))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ModelError(
                 f"{self._url} must send events of OpenAI's form: got {text[:80]!r}."
             ) from None

@@ -10,13 +10,14 @@ Source: none; a baseline of ours that needs no training, to be compared with lan
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from difflib import SequenceMatcher
 from typing import Any, NamedTuple
 
 from counterpoint.data.tools import Tool, canonical
 from counterpoint.runtime.cascade.returned import plain
 from counterpoint.runtime.cascade.thinking import Scene
+from counterpoint.speech.partials import ScoredWord
 
 _NUMBERS = [
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
@@ -25,15 +26,15 @@ _NUMBERS = [
 ]  # fmt: skip
 """Recognisers write numbers as figures, and tools mostly have words."""
 
-_RULES_OUT = ("not", "without", "never", "dont", "instead of", "rather than")
+_RULES_OUT = ("not", "without", "never", "never mind", "dont", "instead of", "rather than")
 """What makes the value after it one that is not wanted; "no" does so directly before it."""
 _BETWEEN = ("a", "an", "the", "any", "want", "like", "need", "have", "with")
 """Words that may stand between."""
 _WITHDRAWS = (
-    "cancel that", "cancel it", "cancel the order", "cancel my order", "never mind", "nevermind",
-    "forget it", "forget that", "scratch that",
+    "cancel that", "cancel it", "cancel my order", "never mind", "nevermind", "forget it",
+    "forget that", "scratch that",
 )  # fmt: skip
-"""What takes back all that was said before it in a turn."""
+"""What takes back all that was said before it in a turn, if no value is said after it."""
 
 _MOST_WORDS = 200  # what was said long before is no part of a request
 _ALIKE = 0.82  # share of equal letters from which on misheard words count as found
@@ -79,11 +80,11 @@ class SchemaCaller:
 
     def __call__(self, scene: Scene) -> Iterator[str]:
         """See `SceneWriter`."""
-        said = [_heard(word.text) for word in scene.words[-_MOST_WORDS:]]
-        heard = _after_withdrawal([word for word in said if word])
-        is_withdrawn = len(heard) < sum(map(bool, said))
+        heard = [word for word in map(_heard, scene.words[-_MOST_WORDS:]) if word]
+        after = _after_withdrawal(heard)
         for tool in self._tools:
-            arguments = self.arguments(tool.parameters, heard)
+            is_withdrawn = after is not None and not self._found(tool.parameters, after)
+            arguments = None if is_withdrawn else self.arguments(tool.parameters, heard)
             made = [call for call in scene.calls if call.tool.name == tool.name and call.is_wanted]
             wanted = None if arguments is None else canonical(tool.name, arguments)
             for call in made:
@@ -102,7 +103,18 @@ class SchemaCaller:
             parameters: JSON schema of an object.
             heard: Words in lower case, without punctuation.
         """
-        heard = list(heard)
+        found = {
+            name: max(matches, key=lambda match: (match.stop, match.worth)).value
+            for name, matches in self._found(parameters, list(heard)).items()
+        }
+        if any(name not in found for name in parameters.get("required", ())):
+            return None
+        return found or None
+
+    def _found(
+        self, parameters: Mapping[str, Any], heard: Sequence[str]
+    ) -> dict[str, list[_Match]]:
+        """Return the places of the values of each parameter that are wanted."""
         matches = [
             (name, match)
             for name, schema in parameters.get("properties", {}).items()
@@ -112,14 +124,12 @@ class SchemaCaller:
         best = [
             one for one in matches if not any(_is_better(other, one[1]) for _, other in matches)
         ]
-        found = {}
-        for name in parameters.get("properties", {}):
-            wanted = _wanted([match for of, match in best if of == name], heard)
-            if wanted:
-                found[name] = max(wanted, key=lambda match: (match.stop, match.worth)).value
-        if any(name not in found for name in parameters.get("required", ())):
-            return None
-        return found or None
+        covered = {place for _, match in best for place in range(match.start, match.stop)}
+        found = {
+            name: _wanted([match for of, match in best if of == name], heard, covered)
+            for name in parameters.get("properties", {})
+        }
+        return {name: own for name, own in found.items() if own}
 
     def _matches(self, value: Any, heard: Sequence[str]) -> Iterator[_Match]:
         """Yield the places at which a value was said, more or less."""
@@ -137,20 +147,22 @@ class SchemaCaller:
                     yield _Match(value, start, start + size, worth)
 
 
-def _wanted(matches: Sequence[_Match], heard: Sequence[str]) -> list[_Match]:
+def _wanted(matches: Sequence[_Match], heard: Sequence[str], covered: Set[int]) -> list[_Match]:
     """Return the places of values that come after the last one at which the value is ruled out."""
     out: dict[Any, int] = {}
     for match in matches:
-        if _is_ruled_out(match, heard):
+        if _is_ruled_out(match, heard, covered):
             out[match.value] = max(match.stop, out.get(match.value, 0))
     return [match for match in matches if match.start >= out.get(match.value, 0)]
 
 
-def _is_ruled_out(match: _Match, heard: Sequence[str]) -> bool:
-    """Return whether the words before a value say that it is not wanted."""
+def _is_ruled_out(match: _Match, heard: Sequence[str], covered: Set[int]) -> bool:
+    """Return whether the words before a value, or before values that it follows, rule it out."""
     start = match.start
     while start + 1 < match.stop and heard[start] in _BETWEEN:
         start += 1
+    while start and start - 1 in covered and heard[start - 1] not in _BETWEEN:
+        start -= 1
     before = list(heard[:start])
     if before and before[-1] == "no":
         return True
@@ -160,19 +172,20 @@ def _is_ruled_out(match: _Match, heard: Sequence[str]) -> bool:
     return any(said.endswith(f" {words}") for words in _RULES_OUT)
 
 
-def _after_withdrawal(heard: Sequence[str]) -> list[str]:
-    """Return the words after the last ones that take back what was said."""
+def _after_withdrawal(heard: Sequence[str]) -> list[str] | None:
+    """Return the words after the last ones that take back what was said; ``None`` without any."""
     for start in range(len(heard) - 1, -1, -1):
         for words in map(str.split, _WITHDRAWS):
-            if list(heard[start : start + len(words)]) == words:
+            is_meant = not start or heard[start - 1] not in ("not", "dont", "never")
+            if is_meant and list(heard[start : start + len(words)]) == words:
                 return list(heard[start + len(words) :])
-    return list(heard)
+    return None
 
 
-def _heard(text: str) -> str:
+def _heard(word: ScoredWord) -> str:
     """Return a word as values are spelled; a "no" before a mark rules nothing out."""
-    word = _spelled(plain(text))
-    return "no," if word == "no" and not text[-1].isalpha() else word
+    spelled = _spelled(plain(word.text))
+    return "no," if spelled == "no" and not word.text[-1].isalpha() else spelled
 
 
 def _spelled(word: str) -> str:

@@ -17,20 +17,30 @@ _NUMBERS: Mapping[str, tuple[str, float]] = MappingProxyType(
     | {word: ("tens", 10.0 * value) for value, word in enumerate(_TENS.split(), 2)}
     | {word: ("scale", value) for word, value in _SCALES.items()}
 )
+_AFTER = (
+    "so then right okay ok which therefore because but now next we you he she they it that this "
+    "thus hence correct yes when while after i"
+)
+"""Words that begin something else after a number, where others may go on with it: "one half"."""
+_BEFORE = "of half double twice triple root"
+"""Words that make another number of the one after them."""
 _OTHERS: Mapping[str, str] = MappingProxyType(
     {
         **dict.fromkeys(("plus", "+"), "plus"),
         **dict.fromkeys(("minus", "negative", "-", "\N{MINUS SIGN}"), "minus"),
         **dict.fromkeys(("times", "multiplied", "x", "*", "\N{MULTIPLICATION SIGN}"), "times"),
-        **dict.fromkeys(("divided", "/", "\N{DIVISION SIGN}"), "by"),
+        **dict.fromkeys(("divided", "/", "\N{DIVISION SIGN}"), "over"),
         **dict.fromkeys(("is", "equals", "are", "make", "makes", "="), "is"),
+        **dict.fromkeys(_AFTER.split(), "next"),
+        **dict.fromkeys(_BEFORE.split(), "of"),
+        **dict.fromkeys(".;:?!", "end"),
         **{word: word for word in ("by", "and", "point", ",")},
     }
 )
 _LEXEME = re.compile(
     r"[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|\.[0-9]+"  # a figure
     r"|[^\W\d_]+(?:['\u2019][^\W\d_]+)*"  # a word
-    r"|[-\u2212+*/=\u00d7\u00f7.,:;?!]"
+    r"|\S"  # a sign or a mark
 )
 _HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
 
@@ -40,7 +50,9 @@ class Lexeme(NamedTuple):
 
     Attributes:
         kind: ``figure``, ``ones``, ``teens``, ``tens``, ``scale``, ``plus``, ``minus``, ``times``,
-            ``by``, ``is``, ``and``, ``point``, ``,`` or ``other``.
+            ``over``, ``by``, ``is``, ``and``, ``point``, ``,``, ``end`` (of a sentence), ``next``
+            (a word that no number goes on with), ``of`` (one that changes the number after it) or
+            ``other``.
         value: Its number.
         decimals: Number of its digits after the point.
         sure: How sure the recogniser is of the word that it stands in.

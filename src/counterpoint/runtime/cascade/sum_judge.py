@@ -24,11 +24,12 @@ _SIGNS: Mapping[str, Callable[[float, float], float]] = MappingProxyType(
         "plus": operator.add,
         "minus": operator.sub,
         "times": operator.mul,
-        "by": operator.truediv,
+        "over": operator.truediv,
     }
 )
-_FIRST = ("times", "by")
+_FIRST = ("times", "over")
 """Signs that are computed first where a sum is read as it is written."""
+_PAUSES = ("other", "and", ",")
 _PAUSE_WORDS = 3
 """Number of other words after which a sign no longer belongs to the number that follows."""
 
@@ -46,19 +47,16 @@ class _Part(NamedTuple):
 class SumJudge:
     """See `Judge`: the score is 0 unless a sum is wrong.
 
-    While a turn goes on, a number is judged only if a word follows that is no part of it: "fifty"
-    may become "fifty four", and the mark after the last word may go again.
+    A result is judged only where the turn or the sentence ends, or before a word such as "so" that
+    no number goes on with: "fifty" may become "fifty four", "two" be "two and a half", and the mark
+    after the last word of a turn that goes on may go again.
     """
 
     def __call__(self, scene: Scene) -> float:
         """Return how sure it is that a sum of the turn is wrong."""
         found = list(lexemes(scene.words))
         parts = list(_parts(found))
-        settled = len(found)
-        if not scene.is_over:
-            settled = min(len(list(lexemes(scene.words[:-1]))), len(found) - 1)
-            if found and found[settled].kind in ("and", "point"):
-                settled -= 1  # it may go on with the number before it
+        settled = len(found) if scene.is_over else len(list(lexemes(scene.words[:-1])))
         places = [place for place, part in enumerate(parts) if part.kind == "is"]
         return max((_wrongness(parts, place, settled) for place in places), default=0.0)
 
@@ -81,9 +79,9 @@ def _parts(found: Sequence[Lexeme]) -> Iterator[_Part]:
             yield _Part(last, value, decimals, sure, at)
             continue
         at += 1
-        if kind == "by" and last in _FIRST:
+        if found[begin].kind == "by" and last in _FIRST:
             continue  # the second word of "divided by" and "multiplied by"
-        last = kind if kind in (*_SIGNS, "is", ",") else "other"
+        last = kind
         yield _Part(last, 0.0, 0, found[begin].sure, at)
 
 
@@ -91,14 +89,32 @@ def _wrongness(parts: Sequence[_Part], place: int, settled: int) -> float:
     """Return how sure it is that what stands before and after a word of equality differ."""
     left = _before(parts, place)
     right = _after(parts, place)
-    if len(left) < 3 or not right or right[-1].end > settled:
+    if len(left) < 3 or not right or not _is_complete(parts, right, settled):
         return 0.0
     sums = _readings(left)
     results = [*_readings(right), right[0].value]
-    near = 1e-6 if right[0].decimals == 0 else 0.5001 / 10 ** right[0].decimals  # it is rounded
+    near = 1e-6
+    if right[0].decimals:
+        near = 0.5001 / 10 ** right[0].decimals  # it is rounded
+    elif any(part.kind == "over" for part in left):
+        near = 0.9999  # there is a remainder
     if not sums or any(abs(one - other) <= near for one in sums for other in results):
         return 0.0
     return min(part.sure for part in (*left, parts[place], *right))
+
+
+def _is_complete(parts: Sequence[_Part], right: Sequence[_Part], settled: int) -> bool:
+    """Return whether what stands after a result shows that it does not go on."""
+    if right[-1].end > settled:
+        return False
+    after = [part for part in parts if part.end > right[-1].end]
+    if after and after[0].kind == ",":
+        after = after[1:]
+    if after and after[0].kind == "and":
+        return len(after) > 1 and after[1].kind == "next"
+    if not after:
+        return parts[-1].end == settled  # the turn is over
+    return after[0].kind == "next" or (after[0].kind == "end" and after[0].end <= settled)
 
 
 def _before(parts: Sequence[_Part], place: int) -> list[_Part]:
@@ -108,9 +124,9 @@ def _before(parts: Sequence[_Part], place: int) -> list[_Part]:
     while begin and parts[begin - 1].kind in ("number", *_SIGNS):
         begin -= 1
     earlier = begin
-    while earlier and begin - earlier < _PAUSE_WORDS and parts[earlier - 1].kind in ("other", ","):
+    while earlier and begin - earlier < _PAUSE_WORDS and parts[earlier - 1].kind in _PAUSES:
         earlier -= 1
-    unfinished = earlier > 0 and parts[earlier - 1].kind in _SIGNS
+    unfinished = earlier > 0 and parts[earlier - 1].kind in (*_SIGNS, "of")
     piece = list(parts[begin:end])
     return piece if _alternates(piece) and not unfinished else []
 
