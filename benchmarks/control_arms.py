@@ -56,6 +56,7 @@ def system_of(arm: str, task: str = "", trained: Trained = "answer") -> SystemCo
     """Return the system of an arm of `part_whole`, `compression` or this file for a lane."""
     known = arms(SHARES.get((task, trained), TRAINED_SHARE))
     systems: dict[str, SystemConfig] = {one.name: one.system for one in known}
+    systems["two_stream_text_wide"] = wide_part(cast("TwoStreamConfig", systems["two_stream_text"]))
     systems |= {one.name: compression_system(one) for one in compression_arms()}
     if task == "dialogues":
         systems |= dialogue_systems(systems)
@@ -67,6 +68,11 @@ def system_of(arm: str, task: str = "", trained: Trained = "answer") -> SystemCo
         "far_untied": replace(FAR_SHARED, shared_layers=False),
     }
     return (systems | own)[arm]
+
+
+def wide_part(system: TwoStreamConfig) -> TwoStreamConfig:
+    """Return the system whose part reads the whole row, so that it need not ask its whole."""
+    return replace(system, part=replace(system.part, window=ALL_TICKS))
 
 
 def dialogue_systems(systems: Mapping[str, SystemConfig]) -> dict[str, SystemConfig]:
