@@ -13,7 +13,10 @@ of a step are those of one thread, both arms in turns, and are measured once for
         --out benchmarks/results/first_run_seconds.json
 
 With ``--books FOLDER`` the text is that of `docs/results/books_controls_declared.json`: books by
-many authors, of which six are held out.
+many authors, of which six are held out. ``--rows`` and ``--steps`` set the size of a training:
+
+    python benchmarks/bench_first_run_seeds.py --equal-seconds --books FOLDER --rows 8 --steps 550 \
+        --folder runs/books_seconds_rows
 """
 
 import argparse
@@ -150,20 +153,31 @@ def of_type(study: Study, precision: Any) -> Study:
 
 def longer(control: Run, num_steps: int, factor: float) -> Run:
     """The control with more steps, and with its learning rates times a factor."""
-    rates = control.train.optimizer
+    longer = replace(control, train=replace(control.train, num_steps=num_steps))
+    return replace(at_rate(longer, factor), name=f"single_stream_rate_{factor:g}")
+
+
+def at_rate(run: Run, factor: float) -> Run:
+    """The run with its learning rates times a factor."""
+    rates = run.train.optimizer
     assert rates.muon_lr is not None
     rates = replace(rates, lr=factor * rates.lr, muon_lr=factor * rates.muon_lr)
-    return replace(
-        control,
-        name=f"single_stream_rate_{factor:g}",
-        train=replace(control.train, num_steps=num_steps, optimizer=rates),
+    return replace(run, train=replace(run.train, optimizer=rates))
+
+
+def of_size(study: Study, rows: int, num_steps: int) -> Study:
+    """The study with other numbers of rows a step and of steps."""
+    sized = (
+        replace(run, train=replace(run.train, batch_rows=rows, num_steps=num_steps))
+        for run in study.arms
     )
+    return replace(study, arms=tuple(sized))
 
 
 def equal_seconds(args: argparse.Namespace) -> dict[str, Any]:
     """Run what is missing, one seed after another, and compare the longer control."""
     torch.set_num_threads(1)
-    study = replace(first_run(), minutes=None)
+    study = of_size(replace(first_run(), minutes=None), args.rows, args.steps)
     if args.books is not None:
         study = on_books(study, args.books)
     timed = time_steps(study, args.folder / "step_seconds.json")
@@ -171,6 +185,7 @@ def equal_seconds(args: argparse.Namespace) -> dict[str, Any]:
     control, ours = of_type(study, timed["precision"]).arms
     ratio = seconds[ours.name] / seconds[control.name]
     num_steps = round(ratio * ours.train.num_steps)
+    ours = at_rate(ours, args.own_rate_factor)
     print(f"A step of {ours.name} takes {ratio:.2f} times the seconds: {num_steps} steps.")
     rivals = tuple(longer(control, num_steps, factor) for factor in args.rate_factors)
     studies = {
@@ -187,6 +202,8 @@ def equal_seconds(args: argparse.Namespace) -> dict[str, Any]:
         found |= evaluations(replace(one, seeds=tuple(args.seeds)), args.folder / name)
     return {
         **timed,
+        "rows": args.rows,
+        "rate_factors": {ours.name: args.own_rate_factor, "single_stream": args.rate_factors},
         "num_steps": {ours.name: ours.train.num_steps, "single_stream": num_steps},
         "arms": {name: bits(own) for name, own in found.items()},
         "percent_more_bits_than_two_stream": {
@@ -228,6 +245,11 @@ def main() -> None:
         default=[1.0],
         help="factors of the longer control's learning rates: an arm each",
     )
+    parser.add_argument(
+        "--own-rate-factor", type=float, default=1.0, help="factor of two_stream's learning rates"
+    )
+    parser.add_argument("--rows", type=int, default=2, help="rows a step, with --equal-seconds")
+    parser.add_argument("--steps", type=int, default=1100, help="steps of two_stream, likewise")
     parser.add_argument("--books", type=Path, help="a folder of books; with --equal-seconds")
     parser.add_argument("--out")
     args = parser.parse_args()
@@ -236,6 +258,8 @@ def main() -> None:
             f"--books must be a folder of texts, and goes with --equal-seconds: got {args.books} "
             f"and --equal-seconds {'given' if args.equal_seconds else 'not given'}."
         )
+    if (args.rows, args.steps) != (2, 1100) and not args.equal_seconds:
+        parser.error("--rows and --steps go with --equal-seconds; else the recipe is run.")
     results = equal_seconds(args) if args.equal_seconds else equal_flops(args)
     for name, value in results.items():
         print(f"{name:26} {value}")
