@@ -8,6 +8,7 @@ from counterpoint.errors import UserError
 from counterpoint.evaluate.report.grid_findings import ArmCost
 from counterpoint.files import check_name
 from counterpoint.progress import Progress
+from counterpoint.recipes.grid_blocks import on_task
 from counterpoint.systems import SystemConfig, sketch
 from counterpoint.systems.contract import mean_training_flops, state_bytes
 from counterpoint.train.config import TrainConfig
@@ -183,10 +184,13 @@ def costs(grid: Grid, task: str) -> dict[str, ArmCost]:
         system = sketch(arm.system)
         trained = [name for name, weight in system.named_parameters() if weight.requires_grad]
         check_prefixes(trained, joined_factors(grid, arm))
-        num_ticks = learned_data(grid.task(task), 0).num_ticks(system.layout)
+        data = learned_data(grid.task(task), 0)
+        num_ticks = data.num_ticks(system.layout)
+        own = sketch(on_task(arm.system, data))
         found[arm.name] = ArmCost(
             parameters=sum(w.numel() for w in system.parameters() if w.requires_grad),
             flops=mean_training_flops(system, num_ticks, grid.train.num_steps),
+            task_flops=mean_training_flops(own, num_ticks, grid.train.num_steps),
             state=state_bytes(system.initial_state(1)),
         )
     first = found[grid.arms[0].name]

@@ -84,6 +84,11 @@ class HRTConfig(SystemConfig):
         """Whether blocks of ticks may end before they are full."""
         return bool(self.boundary_ids) or self.learned_ends is not None
 
+    @property
+    def block_ticks(self) -> int:
+        """Number of ticks after which a block of the second level ends at the latest."""
+        return self.strides[0]
+
     def period_ticks(self, level: int) -> int:
         """Return the largest number of ticks that a step of a level covers."""
         return math.prod(self.strides[:level])

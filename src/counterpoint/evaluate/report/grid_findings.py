@@ -37,11 +37,14 @@ class ArmCost:
         parameters: Number of trainable parameters.
         flops: Training FLOPs a tick, which is a byte. AdamW has no matrix products.
         state: State bytes of a session.
+        task_flops: The same FLOPs, counted with the words of the task where blocks end at words; 0
+            in older files.
     """
 
     parameters: int
     flops: float
     state: int
+    task_flops: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

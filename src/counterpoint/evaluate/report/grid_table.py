@@ -118,7 +118,9 @@ def costs_table(found: GridFindings) -> TextTable:
     for arm in about.arms:
         own = [about.costs[task][arm] for task in about.costs]
         first = [about.costs[task][about.subject] for task in about.costs]
-        shares = [cost.flops / other.flops for cost, other in zip(own, first, strict=True)]
+        pairs = list(zip(own, first, strict=True))
+        shares = [cost.flops / other.flops for cost, other in pairs]
+        on_tasks = [one.task_flops / other.task_flops for one, other in pairs if other.task_flops]
         latency = found.latency.get(arm)
         cells.append(
             (
@@ -126,13 +128,15 @@ def costs_table(found: GridFindings) -> TextTable:
                 _range([cost.parameters for cost in own], "{:,.0f}"),
                 _range([cost.flops for cost in own], "{:.3g}"),
                 _range(shares, "{:.2f}"),
+                _range(on_tasks, "{:.2f}") if on_tasks else "–",
                 _range([cost.state for cost in own], "{:,.0f}"),
                 f"{latency.p50_ms:.2f} / {latency.p95_ms:.2f}" if latency else "–",
                 about.unmatched.get(arm, ""),
             )
         )
     heads = (
-        *("arm", "parameters", "training FLOPs a byte", f"FLOPs / {about.subject}", "state bytes"),
+        *("arm", "parameters", "training FLOPs a byte", f"FLOPs / {about.subject}"),
+        *("the same with the words of the task", "state bytes"),
         *("ms a tick, p50 / p95", "why it need not meet the budget"),
     )
     return TextTable(heads, cells)
