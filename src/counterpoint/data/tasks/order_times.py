@@ -92,7 +92,8 @@ def order_times(
     ends_s, missed = word_ends([word.text for word in text], heard)
     end_s = units[-1][2]
     values = [tuple(value.split()) for own in listed.values() for value in own]
-    said, known = {}, {}
+    said: dict[str, float] = {}
+    known: dict[str, float] = {}
     for name in slots:
         own = [place for place, word in enumerate(text) if word.slot == name]
         said[name] = ends_s[own[-1]]
@@ -149,19 +150,23 @@ def word_ends(text: Sequence[str], heard: Sequence[HeardWord]) -> tuple[list[flo
     units = _units(heard)
     alone = _spelled([_Said(word) for word in text])
     spans = _spans(alone, units)
-    ends_s = [0.0] * len(alone)
     missed = [place for place in range(1, len(alone) - 1) if place not in spans]
-    before_s, last_s = units[0][1], units[-1][2]
+    spans.setdefault(0, (units[0][1], units[0][1]))
+    spans.setdefault(len(alone) - 1, (units[-1][2], units[-1][2]))
+    ends_s = [0.0] * len(alone)
     unheard: list[int] = []
+    before_s = units[0][1]
     for place in range(len(alone)):
         if place in missed:
             unheard.append(place)
             continue
-        start_s, end_s = spans.get(place, (before_s, before_s) if place == 0 else (last_s, last_s))
+        start_s, end_s = spans[place]
         sizes = list(accumulate(len(alone[one]) for one in unheard))
         for one, size in zip(unheard, sizes, strict=True):
             ends_s[one] = before_s + size / max(sizes[-1], 1) * max(start_s - before_s, 0.0)
-        ends_s[place], before_s, unheard = end_s, end_s, []
+        ends_s[place] = end_s
+        before_s = end_s
+        unheard = []
     return ends_s[1:-1], [place - 1 for place in missed]
 
 

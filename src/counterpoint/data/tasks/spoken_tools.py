@@ -191,15 +191,16 @@ def recorded_requests(
     for place, record in read_json_lines(path):
         try:
             slots = {name: value.strip() for name, value in record["slots"].items()}
-            intent, name = str(record["intent"]), record["path"]
+            intent = str(record["intent"])
+            name = record["path"]
             recording = Path(folder) / name
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{place} must have `path`, `intent` and `slots`: {type(error).__name__}."
             ) from error
         own = None if times is None else _times_of(name, slots, times)
-        known_s, stop_s = (None, None) if own is None else (own.known_s, own.end_s)
-        call = WantedCall(intent, slots, 0, known_s)
+        call = WantedCall(intent, slots, 0, None if own is None else own.known_s)
+        stop_s = None if own is None else own.end_s
         found.append(
             ToolRequest(name=name, text="", calls=(call,), recording=recording, stop_s=stop_s)
         )
