@@ -286,7 +286,7 @@ def main() -> None:
             found["scores"][name] = scores
             found["processor_s"] = round(time.process_time(), 1)
             if options.out is not None:
-                options.out.write_text(json.dumps(found, indent=1) + "\n")
+                options.out.write_text(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":
