@@ -54,7 +54,7 @@ from counterpoint.evaluate.word_errors import count_word_errors, plain_words
 from counterpoint.runtime.load import load
 from counterpoint.speech.audio import resample
 from counterpoint.speech.augment import echo
-from counterpoint.speech.transcriber import Transcriber
+from counterpoint.speech.transcriber import Transcriber, installed_judge
 
 LONGEST_S = 5.0
 ROOM_S = 1.2  # an interruption leaves the published second, and a frame or two
@@ -232,9 +232,11 @@ def detectors() -> dict[str, tuple[Callable[[Tensor], StopScores], Sequence[floa
     return found
 
 
-def word_errors(prepared: PreparedUtterances, sets: dict[str, list[tuple[str, Tensor]]]) -> Any:
-    """Word error rates of codes, by name, by Whisper tiny.en."""
-    transcriber = Transcriber(num_threads=1)
+def word_errors(
+    prepared: PreparedUtterances, sets: dict[str, list[tuple[str, Tensor]]], judge: str
+) -> Any:
+    """Word error rates of codes, by name, by a model of Whisper."""
+    transcriber = Transcriber(judge, num_threads=1, language="en")
     rate = prepared.codec.sample_rate
     found = {}
     for name, some in sets.items():
@@ -262,6 +264,7 @@ def words_of(
     held_out: dict[str, list[Case]],
     spoke: dict[str, list[Spoke]],
     count: int,
+    judge: str,
 ) -> Any:
     """Word errors of copied codes, and of what the model says in clean and noisy listening."""
     quiet = [n for n, case in enumerate(held_out["clean"]) if case.trial.onset_s is None]
@@ -271,7 +274,7 @@ def words_of(
     }
     for name in PUBLISHED:
         sets[name] = [(held_out[name][n].text, spoke[name][n].codes) for n in chosen]
-    return word_errors(prepared, sets)
+    return word_errors(prepared, sets, judge)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -330,7 +333,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
     if options.words:
         codes = {name: said for name, (_, said) in spoke.items()}
-        found["word_errors"] = words_of(prepared, held_out, codes, options.words)
+        found["judge"] = options.judge
+        found["word_errors"] = words_of(prepared, held_out, codes, options.words, options.judge)
     return found
 
 
@@ -341,6 +345,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=500, help="trials of each half")
     parser.add_argument("--detected", type=int, default=500, help="of these, for detectors")
     parser.add_argument("--words", type=int, default=100, help="utterances that are transcribed")
+    parser.add_argument("--judge", default=installed_judge(), help="model of Whisper")
     parser.add_argument("--out")
     options = parser.parse_args()
     begin = time.perf_counter()

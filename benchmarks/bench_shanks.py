@@ -6,6 +6,7 @@ under every threshold. The maker of the problems (what can be found in time at a
 policies are rows too. Models are folders of runs, or of results of shanks_stacks.py.
 
     python benchmarks/bench_shanks.py runs/shanks_small --problems 150 --out results.json
+    python benchmarks/bench_shanks.py runs/shanks_small_sound --noise 10 --bank sampled.safetensors
     python benchmarks/bench_shanks.py --read results.json --figure shanks.png
 """
 
@@ -14,6 +15,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -26,6 +28,7 @@ from shanks_stacks import file_name, run_of
 
 from counterpoint.data.tasks.spoken_maths.bank import FRAME_HZ, sound_frames
 from counterpoint.data.tasks.spoken_maths.hearing import Heard, heard_ticks, spoken_by, spoken_ticks
+from counterpoint.data.tasks.spoken_maths.noise import NoiseConfig, voiced_samples
 from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
 from counterpoint.data.tasks.spoken_maths.thoughts import WRONG
 from counterpoint.evaluate.duplex.spoken_maths import clock_of, floors, listen, made_by_program
@@ -96,7 +99,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--problems", type=int, default=150)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/shanks.json"))
-    parser.add_argument("--bank", default="", help="file of spoken words")
+    parser.add_argument("--bank", default="", help="file of spoken words; with noise, of samples")
+    parser.add_argument("--noise", type=float, default=None, help="SNR in dB; without it, none")
+    parser.add_argument("--noises", default="", help="folder with noise.jsonl; else pink noise")
     parser.add_argument("--speech", action="store_true", help="also speak problems with Piper")
     parser.add_argument(
         "--fresh",
@@ -139,12 +144,14 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     made = {"maker, interleaved": [made_by_program(one, clock) for one in problems]}
     made |= floors(problems, clock, plain.task.max_steps)
     found: dict[str, Any] = {
+        "noise": {"snr_db": options.noise, "recorded": bool(options.noises)},
         "problems": [one.wrong_s for one in problems],
         "floors": {name: numbers(own) for name, own in made.items()},
         "models": [],
     }
     models = [one for folder in options.folders for one in listeners(folder, speech=options.speech)]
-    work = partial(evaluated, options.bank, options.problems, options.fresh)
+    noise = NoiseConfig(snr_db=options.noise, folder=options.noises)
+    work = partial(evaluated, options.bank, options.problems, options.fresh, noise)
     with closing(work_in_processes(work, models, options.processes)) as done:
         for model in done:
             found["models"].append(model)
@@ -159,15 +166,27 @@ def chosen(data: SpokenMathsData, number: int, *, fresh: bool) -> list[Heard]:
     return [data.heard(first + place, held_out=not fresh) for place in range(number)]
 
 
-def evaluated(bank: str, num_problems: int, fresh: bool, one: Listener) -> dict[str, Any]:
+def in_noise(data: SpokenMathsData, bank: str, noise: NoiseConfig) -> SpokenMathsData:
+    """Return data that are heard in noise, of a bank that has samples if one is named."""
+    if noise.snr_db is None:
+        return data
+    if data.sound is None:
+        raise SystemExit("A model must hear sound to hear it in noise: leave `--noise` out.")
+    return replace(data, bank=replace(data.sound, file=bank or data.sound.file, noise=noise))
+
+
+def evaluated(
+    bank: str, num_problems: int, fresh: bool, noise: NoiseConfig, one: Listener
+) -> dict[str, Any]:
     """Let a model listen to all problems."""
     torch.set_num_threads(1)
     system, data, seed = one.opened(bank)
+    data = in_noise(data, bank, noise)
     problems = chosen(data, num_problems, fresh=fresh)
     arm = ARMS["sound" if data.sound is not None else data.arrangement]
     if one.speaks:
         arm += ", spoken"
-        problems = [in_speech(own, data.held_out_voice) for own in problems]
+        problems = [in_speech(own, data.held_out_voice, noise, n) for n, own in enumerate(problems)]
     scores = {} if one.speaks else KindScorer(system.layout, data, problems).score(system)
     return {
         "arm": arm,
@@ -193,11 +212,13 @@ def ceiling(data: SpokenMathsData, problems: Sequence[Heard]) -> float:
     return sum(in_time) / len(in_time)
 
 
-def in_speech(heard: Heard, label: str) -> Heard:
-    """Return a problem as it is spoken by the voice with a label."""
+def in_speech(heard: Heard, label: str, noise: NoiseConfig, number: int) -> Heard:
+    """Return a problem as it is spoken by the voice with a label, in held-out noise."""
     voice = next(voice for voice in available_voices() if voice.label == label)
     audio, spoken = spoken_by(heard.problem, Synthesizer(), voice, LogMels.sample_rate)
-    return spoken._replace(frames=sound_frames(audio), frame_hz=FRAME_HZ)
+    voiced = voiced_samples(spoken.words, len(audio))
+    beside = noise.beside(audio, voiced, 0, number, held_out=True)
+    return spoken._replace(frames=sound_frames(audio + beside), frame_hz=FRAME_HZ)
 
 
 def heard_by(system: System, data: SpokenMathsData, problem: Heard) -> dict[str, Any]:
@@ -232,8 +253,11 @@ def numbers(attempts: Sequence[Attempt]) -> dict[str, Any]:
 def together(paths: Sequence[Path]) -> dict[str, Any]:
     """Return results of the same problems as one."""
     parts = [json.loads(path.read_text()) for path in paths]
-    if any(part["problems"] != parts[0]["problems"] for part in parts):
-        raise SystemExit("Results must be of the same problems to be put together.")
+    if any(
+        part["problems"] != parts[0]["problems"] or part.get("noise") != parts[0].get("noise")
+        for part in parts
+    ):
+        raise SystemExit("Results must be of the same problems and noise to be put together.")
     return {**parts[0], "models": [model for part in parts for model in part["models"]]}
 
 

@@ -85,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     talking = parts.add_parser("bank")
     talking.add_argument("--takes", type=int, default=4, help="of every word by every voice")
     talking.add_argument("--out", type=Path, required=True)
+    talking.add_argument("--samples", action="store_true", help="keep them, for noise")
     joes = [f"piper:joe:{formant:g}" for formant in JOE_FORMANTS]
     talking.add_argument("--voices", nargs="+", default=joes, help="such as kokoro:jm_kumo")
     training = parts.add_parser("train")
@@ -110,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.part == "bank":
         voices = find_voices(options.voices)
         problems = (SpokenMaths().problem(0, number) for number in range(400))
-        make_bank(Synthesizer(), voices, problems, options.takes).save(options.out)
+        bank = make_bank(Synthesizer(), voices, problems, options.takes, sampled=options.samples)
+        bank.save(options.out)
     elif options.part == "make":
         make(options)
     else:

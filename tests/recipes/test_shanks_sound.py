@@ -6,8 +6,14 @@ from pathlib import Path
 import pytest
 
 from counterpoint.data.tasks.spoken_maths import bank as bank_module
-from counterpoint.data.tasks.spoken_maths.bank import VOICES, BankConfig, _was_current, bank_name
-from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData, opened_bank
+from counterpoint.data.tasks.spoken_maths.bank import (
+    VOICES,
+    BankConfig,
+    _was_current,
+    bank_name,
+    opened_bank,
+)
+from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
 from counterpoint.progress import Progress
 from counterpoint.recipes.shanks_small_sound import shanks_small_sound
 from counterpoint.recipes.training import train_run

@@ -30,8 +30,7 @@ def owners(alone: Sequence[Sequence[str]], said: Sequence[str]) -> list[int]:
         Index of a word for every unit; -1 for boundaries, which belong to no word.
     """
     units = [(unit, index) for index, word in enumerate(alone) for unit in (*word, " ")]
-    first, second = _numbered([[unit for unit, _ in units], said])
-    costs = _edit_costs(first, second)
+    first, second, costs = _compared(alone, said)
     found = [_MISSING] * len(said)
     row = len(units)
     column = len(said)
@@ -53,6 +52,19 @@ def owners(alone: Sequence[Sequence[str]], said: Sequence[str]) -> list[int]:
         _MISSING if number == _BOUNDARY else index
         for number, index in zip(second.tolist(), found, strict=True)
     ]
+
+
+def num_edits(alone: Sequence[Sequence[str]], said: Sequence[str]) -> int:
+    """Return the fewest edits between words spoken alone and an utterance; see `owners`."""
+    return int(_compared(alone, said)[2][-1, -1])
+
+
+def _compared(
+    alone: Sequence[Sequence[str]], said: Sequence[str]
+) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " N"], Int[np.ndarray, "M+1 N+1"]]:
+    """Return the units of words and of an utterance as numbers, and the costs of `_edit_costs`."""
+    first, second = _numbered([[unit for word in alone for unit in (*word, " ")], said])
+    return first, second, _edit_costs(first, second)
 
 
 def _numbered(texts: Sequence[Sequence[str]]) -> list[Int[np.ndarray, " N"]]:

@@ -22,12 +22,13 @@ from counterpoint.data.tasks.spoken_maths.bank import (
     bank_name,
     made_bank,
     make_bank,
+    opened_bank,
     read_bank,
     sound_frames,
 )
 from counterpoint.data.tasks.spoken_maths.hearing import chunks
 from counterpoint.data.tasks.spoken_maths.problems import SpokenMaths
-from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData, opened_bank
+from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
 from counterpoint.errors import UserError
 from counterpoint.evaluate.duplex.spoken_maths import clock_of, listen, made_by_program
 from counterpoint.evaluate.duplex.thought_kinds import KindScorer

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 import torch
 
+from counterpoint.data.tasks.tool_world import OrderWorld
 from counterpoint.data.tools import Tool
 from counterpoint.runtime.cascade.calls import Call
 from counterpoint.runtime.cascade.lanes import ThreadLane, TimedLane
@@ -253,6 +254,18 @@ def test_arguments_are_found_in_misheard_and_corrected_words(
 ) -> None:
     tool = Tool(name="order", description="", parameters=DRINKS, function=print, effect="none")
     assert SchemaCaller([tool]).arguments(DRINKS, said.split()) == expected
+
+
+def test_a_value_that_another_one_beats_hides_none() -> None:
+    """ "double shot ice" is alike to "double shot", and better than "ice mocha", but is beaten."""
+    (tool,) = OrderWorld().tools()
+    said = "a light rose double shot ice mocha with soy milk"
+    assert SchemaCaller([tool]).arguments(tool.parameters, said.split()) == {
+        "roast": "light roast",
+        "numberOfShots": "double shot",
+        "coffeeDrink": "iced mocha",
+        "milkAmount": "soy milk",
+    }
 
 
 def test_a_withdrawal_takes_back_what_was_asked_for() -> None:

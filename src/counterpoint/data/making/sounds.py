@@ -95,12 +95,8 @@ def load_sounds(config: SoundsConfig, split: Split, speaker: Speaker) -> Sounds:
     folder = Path(config.folder).expanduser() if config.folder else None
     if folder is None:
         words = [*_spoken(config, split, speaker)]
-        noises = [
-            _unit(pink_noise(5 * RATE, _number(f"pink {split} {n}"))) for n in range(_NUM_PINK)
-        ]
     else:
         words = [_trimmed(one) for one in _interrupting(config, folder, split)]
-        noises = [_unit(_read(one.path)) for one in _listed(folder, "noise") if one.split == split]
     if folder is None or synthesised_note(config):
         backchannels = [*_said(BACKCHANNELS, config, split, speaker)]
     else:
@@ -109,7 +105,7 @@ def load_sounds(config: SoundsConfig, split: Split, speaker: Speaker) -> Sounds:
     sounds = Sounds(
         interruptions=tuple(word for word in words if len(word) <= _LONGEST_S * RATE),
         backchannels=tuple(backchannels),
-        noises=tuple(noises),
+        noises=load_noises(folder, split),
     )
     for name, found in sounds._asdict().items():
         if not found:
@@ -118,6 +114,20 @@ def load_sounds(config: SoundsConfig, split: Split, speaker: Speaker) -> Sounds:
                 f"{config.folder or 'the installed voices'}. Add recordings, or install voices."
             )
     return sounds
+
+
+def load_noises(folder: Path | None, split: Split) -> tuple[Float[Tensor, " _N"], ...]:
+    """Return the noises of a split, with a root mean square of 1; no recording is in two splits.
+
+    Args:
+        folder: Folder with ``noise.jsonl``; ``None`` for pink noise.
+        split: The split.
+    """
+    if folder is None:
+        made = (pink_noise(5 * RATE, _number(f"pink {split} {n}")) for n in range(_NUM_PINK))
+        return tuple(map(_unit, made))
+    listed = _listed(folder, "noise")
+    return tuple(_unit(_read(one.path)) for one in listed if one.split == split)
 
 
 def synthesised_note(config: SoundsConfig) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from counterpoint.data.tasks.items import draw
+from counterpoint.data.tasks.order_times import OrderTimes
 from counterpoint.data.tasks.tool_world import ORDER, SLOTS, PlainCall
 from counterpoint.data.tools import Tool, canonical
 from counterpoint.errors import UserError, absent
@@ -49,11 +50,13 @@ class WantedCall(NamedTuple):
         name: The tool.
         arguments: Its arguments.
         known_words: Number of words after which all arguments are known; 0 if nobody knows.
+        known_s: Seconds of the recording after which they are; ``None`` if nobody knows.
     """
 
     name: str
     arguments: Mapping[str, Any]
     known_words: int
+    known_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +69,7 @@ class ToolRequest:
         calls: The calls that are right.
         stale: Calls that were said and then corrected, withdrawn or ruled out.
         recording: A recording of it; ``None`` if it must be synthesised.
+        stop_s: Seconds of the recording at which the user stops; ``None`` if nobody knows.
         start: What the world is like before it, in the form that its world takes; ``None`` if that
             always begins alike.
     """
@@ -75,6 +79,7 @@ class ToolRequest:
     calls: tuple[WantedCall, ...]
     stale: tuple[PlainCall, ...] = ()
     recording: Path | None = None
+    stop_s: float | None = None
     start: Any = None
 
 
@@ -165,14 +170,19 @@ def _spelled(slots: Mapping[str, str]) -> str:
     return " ".join(slots[name] for name in _SPOKEN if name in slots)
 
 
-def recorded_requests(folder: Path) -> list[ToolRequest]:
+def recorded_requests(
+    folder: Path, times: Mapping[str, OrderTimes | None] | None = None
+) -> list[ToolRequest]:
     """Return recorded orders of real people.
 
     Args:
         folder: Folder with `orders.jsonl`, one recording a line: `path`, `intent`, `slots`.
+        times: When their arguments are determined, by `path`, as `read_order_times` returns it.
+            Without it, nobody knows, and an oracle cannot call early.
 
     Raises:
-        UserError: There is no such file, or a line is not what it must be.
+        UserError: There is no such file, a line is not what it must be, or an order is not among
+            the times.
     """
     path = Path(folder) / "orders.jsonl"
     if not path.is_file():
@@ -181,14 +191,33 @@ def recorded_requests(folder: Path) -> list[ToolRequest]:
     for place, record in read_json_lines(path):
         try:
             slots = {name: value.strip() for name, value in record["slots"].items()}
-            call = WantedCall(str(record["intent"]), slots, 0)
-            recording = Path(folder) / record["path"]
+            intent = str(record["intent"])
+            name = record["path"]
+            recording = Path(folder) / name
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{place} must have `path`, `intent` and `slots`: {type(error).__name__}."
             ) from error
-        found.append(ToolRequest(name=record["path"], text="", calls=(call,), recording=recording))
+        own = None if times is None else _times_of(name, slots, times)
+        call = WantedCall(intent, slots, 0, None if own is None else own.known_s)
+        stop_s = None if own is None else own.end_s
+        found.append(
+            ToolRequest(name=name, text="", calls=(call,), recording=recording, stop_s=stop_s)
+        )
     return found
+
+
+def _times_of(
+    name: str, slots: Mapping[str, str], times: Mapping[str, OrderTimes | None]
+) -> OrderTimes | None:
+    """Return the times of an order; ``None`` if no word of it was heard."""
+    own = times.get(name)
+    if name not in times or (own is not None and own.known.keys() != slots.keys()):
+        raise UserError(
+            f"The times of orders must be those of these recordings: {name!r} has none, or those "
+            "of other arguments. Make them anew with `benchmarks/order_times.py`."
+        )
+    return own
 
 
 def dialogue_requests(path: Path) -> list[ToolRequest]:
@@ -364,8 +393,8 @@ def tool_policies(requests: Sequence[ToolRequest]) -> dict[str, ToolPolicy]:
 
     def oracle(request: ToolRequest) -> ToolOutcome:
         """Makes each call when its last argument was said, and the calls before it were made."""
-        known = accumulate((call.known_words for call in request.calls), max)
-        return _outcome(request.calls, [words * _WORD_S for words in known], _stop_s(request))
+        known_s = accumulate((_known_s(call, _stop_s(request)) for call in request.calls), max)
+        return _outcome(request.calls, [*known_s], _stop_s(request))
 
     return {
         "never": never,
@@ -377,7 +406,14 @@ def tool_policies(requests: Sequence[ToolRequest]) -> dict[str, ToolPolicy]:
 
 
 def _stop_s(request: ToolRequest) -> float:
-    return len(request.text.split()) * _WORD_S
+    return len(request.text.split()) * _WORD_S if request.stop_s is None else request.stop_s
+
+
+def _known_s(call: WantedCall, stop_s: float) -> float:
+    """Return when all arguments of a call are known: at the stop if nobody knows better."""
+    if call.known_s is not None:
+        return call.known_s
+    return call.known_words * _WORD_S if call.known_words else stop_s
 
 
 def _outcome(calls: Sequence[WantedCall], times_s: Sequence[float], stop_s: float) -> ToolOutcome:

@@ -121,9 +121,11 @@ class SchemaCaller:
             for value in schema.get("enum", ())
             for match in self._matches(value, heard)
         ]
-        best = [
-            one for one in matches if not any(_is_better(other, one[1]) for _, other in matches)
-        ]
+        best: list[tuple[str, _Match]] = []
+        # From the best on, for what is itself rather another value stands in the way of none.
+        for one in sorted(matches, key=lambda match: -match[1].worth):
+            if not any(_is_better(other, one[1]) for _, other in best):
+                best.append(one)
         covered = {place for _, match in best for place in range(match.start, match.stop)}
         found = {
             name: _wanted([match for of, match in best if of == name], heard, covered)

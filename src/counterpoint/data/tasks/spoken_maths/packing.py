@@ -41,7 +41,10 @@ def packed(batches: Sequence[Batch], num_ticks: int) -> Batch:
     whole = join_batches(batches, 1)
     return replace(
         whole,
-        ticks={name: F.pad(ids, (0, left)) for name, ids in whole.ticks.items()},
+        ticks={
+            name: F.pad(own, (*(0, 0) * (own.dim() - 2), 0, left))
+            for name, own in whole.ticks.items()
+        },
         targets={
             name: F.pad(ids, (0, left), value=UNSET_ID) for name, ids in whole.targets.items()
         },

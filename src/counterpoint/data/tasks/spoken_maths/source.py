@@ -6,7 +6,6 @@ there; any other system of text reads them in the stream that it writes, where t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -25,8 +24,7 @@ from counterpoint.data.tasks.spoken_maths.bank import (
     BankConfig,
     WordBank,
     bank_mels,
-    bank_name,
-    read_bank,
+    opened_bank,
 )
 from counterpoint.data.tasks.spoken_maths.hearing import (
     Chunk,
@@ -243,7 +241,8 @@ class SpokenMathsData:
             return misheard(heard, self.misheard, seed, number) if self.misheard else heard
         bank = self.word_bank()
         rng = Random(f"voice {seed} {number}")
-        words, frames = bank.join(problem, self._voices(held_out=held_out), rng)
+        words, numbers = bank.join(problem, self._voices(held_out=held_out), rng)
+        frames = bank.in_noise(numbers, self.sound.noise, seed, number, held_out=held_out)
         return Heard(problem, words, words[-1].end_s, frames, FRAME_HZ)
 
     def word_bank(self, progress: Progress | None = None) -> WordBank:
@@ -289,14 +288,8 @@ class SpokenMathsData:
         if self.sound is None or "bank" not in files:
             return data
         given = files["bank"]
-        file = "" if given == bank_name(self.sound.takes) else given
+        file = "" if given == self.sound.made_name else given
         return replace(data, bank=replace(self.sound, file=file))
-
-
-@cache
-def opened_bank(path: str) -> WordBank:
-    """Return a bank, which is read once."""
-    return read_bank(Path(path))
 
 
 class PreparedMaths:
@@ -306,6 +299,9 @@ class PreparedMaths:
         data: The data.
         layout: Streams of the system.
         numbered: Whether what sounds stays numbers of frames in the bank, which are small.
+
+    Raises:
+        UserError: Frames in noise shall be numbered.
     """
 
     def __init__(self, data: SpokenMathsData, layout: Layout, *, numbered: bool = False) -> None:
@@ -313,7 +309,10 @@ class PreparedMaths:
         self.layout = layout
         self.words = data.words
         self._frames: Tensor | None = None
-        if data.sound is not None:
+        is_noisy = data.sound is not None and data.sound.is_noisy
+        if numbered and is_noisy:
+            raise UserError("Frames in noise have no numbers: leave `noise` out of the bank.")
+        if data.sound is not None and not is_noisy:
             bank = data.word_bank()
             self._frames = None if numbered else bank.frames
             self.layout = hearing_numbers(layout, len(bank.stored))
@@ -340,10 +339,12 @@ class PreparedMaths:
         data = self.data
         facts: dict[str, Any] = {"first": " ".join(data.heard(0).problem.words)}
         if data.sound is not None:
-            facts["bank"] = data.word_bank().digest
+            facts |= {"bank": data.word_bank().digest, **data.sound.noise.facts}
             data = replace(data, bank=replace(data.sound, file="", cache_folder=""))
         facts["data"] = encode(data)
-        del facts["data"]["task"]["tokenizer"]  # it is newer than some runs
+        del facts["data"]["task"]["tokenizer"]  # it is newer than some runs, and so is noise
+        if data.sound is not None:
+            del facts["data"]["bank"]["noise"]
         if data.task.tokenizer:
             facts["tokenizer"] = self.words.identity
         return {"problems": {"train": json_digest(facts)}}
@@ -424,7 +425,7 @@ class PreparedMaths:
         self, ids: Tensor, heard: Tensor, trained: Tensor, ended: Tensor | None = None
     ) -> Batch:
         written = written_stream(self.layout).name
-        own = heard_words(self.layout)
+        own = next(iter(self.layout.by_role(Role.HEARD)), None)
         content = {written: ids}
         if own is None:
             content[written] = torch.where(heard == UNSET_ID, ids, heard)
