@@ -167,7 +167,7 @@ def _changed(system: nn.Module, found: Any, own: Any) -> dict[str, tuple[str, ..
 def _with_fresh(
     weights: Mapping[str, Tensor], random: _Random, changed: Mapping[str, tuple[str, ...]]
 ) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
-    """Return given weights with random ones in place of those that begin anew, and their names."""
+    """Return given weights, with new ones where they begin anew, and the names of these."""
     begun = tuple(name for names in changed.values() for name in names)
     if not begun:
         return weights, ()
