@@ -19,6 +19,7 @@ from counterpoint.streams.batch import Batch
 from counterpoint.systems import build_system
 from counterpoint.systems.contract import System, SystemConfig
 from counterpoint.systems.moshi import Moshi
+from counterpoint.systems.shanks import ShanksConfig
 from counterpoint.train.config import FineTuneConfig
 from counterpoint.train.fine_tuning import begun_system, fresh_names
 from counterpoint.train.loop import train
@@ -178,6 +179,20 @@ def test_every_other_difference_is_refused(
         begun_system(config, FineTuneConfig(init_from=str(tmp_path)), seed=1)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_backbone_of_plain_attention_is_fitted_too(tmp_path: Path) -> None:
+    trained(PLAIN, tmp_path)
+    tower = CASES["single_stream"].fitted.tower  # type: ignore[attr-defined]
+    config = ShanksConfig(tower=tower, vocab_size=VOCAB, conv_taps=PLAIN.conv_taps, new_ids=0)
+    begin = FineTuneConfig(init_from=str(tmp_path))
+    system = begun_system(config, begin, seed=1)
+    new = added_names(system)
+    assert len(new) == 8
+    assert set(new) <= set(fresh_names(config, begin))
+    state = system.state_dict()
+    untouched = build_system(config, seed=2).state_dict()
+    assert all(torch.equal(state[name], untouched[name]) for name in new)  # identities
 
 
 def test_other_kernels_of_a_fitted_model_are_refused(tmp_path: Path) -> None:
