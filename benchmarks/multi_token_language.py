@@ -3,7 +3,8 @@
 *text*: plain attention, mixing alone, convolutions alone, and all, on books, with bits a byte of
 books by other authors. Training FLOPs are equal by the width of the MLPs, counting every pair that
 is read once, for all kinds of attention. One more arm is plain attention that learns for as many
-seconds as all of it. *recall*: the task `sections` of the part-whole set, plain beside all.
+seconds as all of it. *recall*: key-value recall (`sections_small`) and needles in a haystack
+(`needles_small`), plain beside all.
 
 The seeds of an arm are lanes of one stack. All arms get the same bytes in the same order. The form
 is the chunked one, so seconds are those of this form.
@@ -19,7 +20,7 @@ import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,8 @@ from counterpoint.blocks.attention import AttentionConfig
 from counterpoint.blocks.mixer import MixerConfig
 from counterpoint.blocks.multi_token_attention import MultiTokenConfig
 from counterpoint.blocks.transformer import TowerConfig
-from counterpoint.data.tasks.part_whole import FORMS
+from counterpoint.data.tasks.items import ScoredTask
+from counterpoint.data.tasks.named import named_task
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.evaluate.statistics import student_quantile
 from counterpoint.progress import Progress
@@ -252,14 +254,15 @@ def bench_text(arguments: argparse.Namespace, results: dict[str, Any], stop: flo
         write(results, arguments.out)
 
 
-def recall_runs(arguments: argparse.Namespace) -> dict[str, list[Run]]:
-    task = FORMS[arguments.form]
+def recall_runs(arguments: argparse.Namespace, form: str) -> dict[str, list[Run]]:
+    """Return the runs of every arm on a form of a task."""
+    task = cast("ScoredTask", named_task(form, arguments.data))
     found = {}
     for arm in ("all", "plain"):
         tower = matched(arguments, MIXERS[arm], task.most_symbols + 1)
         found[arm] = [
             Run(
-                name=f"{arm}-{seed}",
+                name=f"{form}-{arm}-{seed}",
                 system=SingleStreamConfig(tower=tower),
                 data=TaskData(task=task, seed=seed),
                 train=TrainConfig(
@@ -279,18 +282,24 @@ def recall_runs(arguments: argparse.Namespace) -> dict[str, list[Run]]:
 
 
 def bench_recall(arguments: argparse.Namespace, results: dict[str, Any], stop: float) -> None:
-    arms = recall_runs(arguments)
-    scores: dict[str, list[dict[str, float]]] = {}
-    for number, (arm, runs) in enumerate(arms.items()):
-        deadline = time.time() + (stop - time.time()) / (len(arms) - number) - 1
-        lanes = train_task_lanes(runs, arguments.folder, arguments.device, 300, deadline)
-        scores[arm] = [lane["scores"][-1][1] for lane in lanes]
-        results[f"recall {arm}"] = {"scores": scores[arm], "lanes": lanes}
-        write(results, arguments.out)
-    results["recall less plain"] = {
-        kind: paired([one[kind] for one in scores["all"]], [one[kind] for one in scores["plain"]])
-        for kind in scores["plain"][0]
-    }
+    """Train all forms and arms, each for an equal share of the seconds that are left."""
+    runs = {form: recall_runs(arguments, form) for form in arguments.forms}
+    left = sum(map(len, runs.values()))
+    for form, arms in runs.items():
+        scores: dict[str, list[dict[str, float]]] = {}
+        for arm, own in arms.items():
+            deadline = time.time() + (stop - time.time()) / left - 1
+            left -= 1
+            lanes = train_task_lanes(own, arguments.folder, arguments.device, 300, deadline)
+            scores[arm] = [lane["scores"][-1][1] for lane in lanes]
+            results[f"recall {form} {arm}"] = {"scores": scores[arm], "lanes": lanes}
+            write(results, arguments.out)
+        results[f"recall {form} less plain"] = {
+            kind: paired(
+                [one[kind] for one in scores["all"]], [one[kind] for one in scores["plain"]]
+            )
+            for kind in scores["plain"][0]
+        }
 
 
 def write(results: dict[str, Any], out: str | None) -> None:
@@ -313,7 +322,10 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--held-out-rows", type=int, default=64, help="pieces of each book")
-    parser.add_argument("--form", default="sections_small", help="form of the recall task")
+    parser.add_argument(
+        "--forms", nargs="+", default=["sections_small", "needles_small"], help="tasks of recall"
+    )
+    parser.add_argument("--data", default="", help="folder with `books` that hide the needles")
     parser.add_argument("--recall-steps", type=int, default=1500)
     parser.add_argument("--recall-seeds", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--folder", type=Path, default=Path("runs/multi_token_recall"))
@@ -328,8 +340,9 @@ def main() -> None:
     if arguments.device == "cuda":
         results["gpu"] = torch.cuda.get_device_name()
     if "record" in arguments.parts:
-        every = [run for runs in recall_runs(arguments).values() for run in runs]
-        record_runs(every, arguments.folder, Progress(quiet=True))
+        for form in arguments.forms:
+            every = [run for runs in recall_runs(arguments, form).values() for run in runs]
+            record_runs(every, arguments.folder, Progress(quiet=True))
     if "text" in arguments.parts:
         share = arguments.recall_share if "recall" in arguments.parts else 0.0
         bench_text(arguments, results, begin + (1 - share) * (stop - begin))

@@ -11,6 +11,7 @@ from counterpoint.blocks.multi_token_attention_fused import FUSED
 from counterpoint.blocks.multi_token_attention_lifted import attend_lifted
 from counterpoint.blocks.multi_token_attention_reference import attend_naively
 from counterpoint.blocks.multi_token_attention_rows import Kernels
+from tests.blocks.multi_token_cases import CASES, random_kernels, starts
 
 
 def drawn(*size: int) -> torch.Tensor:
@@ -29,8 +30,8 @@ def kernels_of(name: str) -> Kernels:
     }[name]
 
 
-def main(name: str, num_steps: int) -> None:
-    torch.manual_seed(0)
+def named_inputs(name: str, num_steps: int) -> tuple[list[torch.Tensor], Kernels, torch.Tensor]:
+    """Queries, keys and values, small kernels, and short documents in the last row."""
     kernels = kernels_of(name)
     # Shifts by three queries of two heads make 144 features: over eight parts of 16 are in a loop.
     num_rows, width = (1, 24) if name == "wide" else (2, 6)
@@ -39,6 +40,29 @@ def main(name: str, num_steps: int) -> None:
     start = torch.zeros(num_rows, num_steps, dtype=torch.long)
     start[-1, 5:] = 5
     start[-1, 18:] = 18
+    return [q, k, v], kernels, start
+
+
+def case_inputs(number: int, num_steps: int) -> tuple[list[torch.Tensor], Kernels, torch.Tensor]:
+    """The same for a row of the pairwise options, with four heads of two features."""
+    case = CASES[number]
+    num_groups = case["num_kv_heads"] or 4
+    q = torch.randn(1, 4, num_steps, 2, requires_grad=True)
+    k, v = (torch.randn(1, num_groups, num_steps, 2, requires_grad=True) for _ in "kv")
+    kernels = Kernels(
+        *(
+            None if kernel is None else kernel.float().requires_grad_()
+            for kernel in random_kernels(case)
+        )
+    )
+    return [q, k, v], kernels, starts(1, num_steps, case["packed"])
+
+
+def main(name: str, num_steps: int) -> None:
+    torch.manual_seed(0)
+    (q, k, v), kernels, start = (
+        case_inputs(int(name), num_steps) if name.isdigit() else named_inputs(name, num_steps)
+    )
     inputs = [q, k, v, *(kernel for kernel in kernels if kernel is not None)]
     found = attend_lifted(q, k, v, kernels, start, FUSED)
     expected = attend_naively(q, k, v, kernels, start)

@@ -16,8 +16,8 @@ from counterpoint.blocks import multi_token_attention_kernels as kernels
 from counterpoint.blocks.multi_token_attention import MultiTokenConfig
 from counterpoint.blocks.transformer import Tower, TowerConfig
 from counterpoint.errors import UserError
+from tests.blocks.multi_token_cases import CASES
 
-PROGRAM = Path(__file__).with_name("interpreted_attention.py")
 has_triton = find_spec("triton") is not None
 
 
@@ -36,13 +36,32 @@ has_triton = find_spec("triton") is not None
 def test_the_kernels_and_their_gradients_are_those_of_the_naive_form(
     name: str, num_steps: int
 ) -> None:
+    run_interpreted(name, num_steps)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not has_triton, reason="needs Triton")
+@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: str(CASES[number]))
+def test_the_kernels_and_their_gradients_are_those_of_every_pair_of_options(number: int) -> None:
+    """Except windows: rows must fit them here. The norm comes after the kernels."""
+    run_interpreted(str(number), 21)
+
+
+def run_interpreted(name: str, num_steps: int) -> None:
+    """Compare in a process of its own, which sets Triton up for its interpreter."""
     environment = os.environ | {
         "TRITON_INTERPRET": "1",
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
-    command = [sys.executable, str(PROGRAM), name, str(num_steps)]
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False, timeout=600
+        [sys.executable, "-m", "tests.blocks.interpreted_attention", name, str(num_steps)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        cwd=Path(__file__).parents[2],
     )
     assert done.stdout.split() == ["equal", name], done.stderr
 

@@ -3,11 +3,14 @@
 Source: arXiv:2504.00927 v2, appendix I, which goes on training such models.
 """
 
+from typing import Any
+
 from torch import nn
 
 from counterpoint.blocks.attention import AttentionConfig
 from counterpoint.blocks.multi_token_attention import MultiTokenAttention, MultiTokenConfig
 from counterpoint.blocks.transformer import Tower
+from counterpoint.config_json import TYPE_KEY, decode, encode
 from counterpoint.errors import UserError
 
 
@@ -28,12 +31,7 @@ def retrofit(model: nn.Module, plain: nn.Module) -> None:
     for name, tower in model.named_modules():
         if isinstance(tower, Tower):
             _check_tower(name, tower, plain_towers.get(name))
-    own = {
-        f"{name}.{parameter}"
-        for name, module in model.named_modules()
-        if isinstance(module, MultiTokenAttention)
-        for parameter in module.added
-    }
+    own = added_names(model)
     added = {name: weight for name, weight in model.state_dict().items() if name in own}
     try:
         model.load_state_dict({**plain.state_dict(), **added})
@@ -42,6 +40,50 @@ def retrofit(model: nn.Module, plain: nn.Module) -> None:
             "Apart from the mixers of its towers, the new model must have the config of the plain "
             f"one: {str(error).splitlines()[-1].strip()}"
         ) from error
+
+
+def added_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the parameters that the mixers of a model have beside plain ones."""
+    return tuple(
+        f"{name}.{parameter}"
+        for name, module in model.named_modules()
+        if isinstance(module, MultiTokenAttention)
+        for parameter in module.added
+    )
+
+
+def plain_of(mixer: MultiTokenConfig) -> AttentionConfig:
+    """Return the plain attention that a mixer is when it begins.
+
+    Raises:
+        UserError: It begins as something else.
+    """
+    if mixer.head_norm != "none":
+        raise UserError(
+            "Normalised heads would change the outputs of the old model: `head_norm` must be "
+            f"'none', got {mixer.head_norm!r}."
+        )
+    return AttentionConfig(num_kv_heads=mixer.num_kv_heads, rope=mixer.rope)
+
+
+def as_begun(found: Any, own: Any) -> Any:
+    """Return a config with the plain attention that its mixers are when they begin.
+
+    Args:
+        found: Encoded config of a trained model. Mixers are replaced where it has plain attention.
+        own: Encoded config of the model that begins with its weights.
+
+    Raises:
+        UserError: A mixer begins as something else.
+    """
+    if isinstance(found, list) and isinstance(own, list) and len(found) == len(own):
+        return [as_begun(*pair) for pair in zip(found, own, strict=True)]
+    if not isinstance(found, dict) or not isinstance(own, dict):
+        return own
+    kinds = (found.get(TYPE_KEY), own.get(TYPE_KEY))
+    if kinds == (AttentionConfig.__qualname__, MultiTokenConfig.__qualname__):
+        return encode(plain_of(decode(MultiTokenConfig, own)))
+    return {name: as_begun(found.get(name), value) for name, value in own.items()}
 
 
 def _check_tower(name: str, tower: Tower, plain: Tower | None) -> None:
@@ -55,21 +97,17 @@ def _check_tower(name: str, tower: Tower, plain: Tower | None) -> None:
             f"The tower {name!r} must have plain attention in the old model: got "
             f"{type(old).__name__}."
         )
-    own_heads = new.num_kv_heads or tower.config.num_heads
+    begun = plain_of(new)
+    own_heads = begun.num_kv_heads or tower.config.num_heads
     old_heads = old.num_kv_heads or plain.config.num_heads
     for where, ours, theirs in (
         ("num_heads", tower.config.num_heads, plain.config.num_heads),
         ("num_kv_heads", own_heads, old_heads),
         ("window", tower.config.window, plain.config.window),
-        ("rope", new.rope, old.rope),
+        ("rope", begun.rope, old.rope),
     ):
         if ours != theirs:
             raise UserError(
                 f"A retrofit keeps the heads and the window of a tower: `{where}` of {name!r} must "
                 f"be {theirs}, as in the old model, got {ours}."
             )
-    if new.head_norm != "none":
-        raise UserError(
-            "Normalised heads would change the outputs of the old model: `head_norm` must be "
-            f"'none', got {new.head_norm!r}."
-        )

@@ -138,7 +138,8 @@ class FineTuneConfig:
         init_from: A checkpoint or run folder of ours, or a published model: for a Moshi a folder of
             Kyutai's or NVIDIA's, or a file of weights in such a folder; for a text model a Llama's
             folder or GGUF file. A system with a backbone (`System.backbones`) may begin with that
-            alone. Empty means random weights.
+            alone, and Multi-Token Attention where the other model has plain attention. Empty means
+            random weights.
         low_rank: Adapters that are trained, beside weights that begin anew, while all others are
             frozen; ``None`` trains all weights.
     """

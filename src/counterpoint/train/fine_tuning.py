@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from counterpoint.blocks.low_rank import FACTOR_A, add_low_rank
+from counterpoint.blocks.multi_token_attention_retrofit import added_names, as_begun
 from counterpoint.config_json import decode, encode, first_difference
 from counterpoint.errors import UserError
 from counterpoint.formats import FORMATS, find_format
@@ -72,7 +73,8 @@ def begin_from(system: nn.Module, config: FineTuneConfig, seed: int) -> tuple[st
         system: The system, with any weights, on its device.
         config: The weights and the adapters. Weights that begin anew are trained beside adapters.
         seed: Seed of the adapters, and of weights that the other model has not; see
-            `System.fresh_weights` and `System.on_backbone`.
+            `System.fresh_weights` and `System.on_backbone`. Where that model has plain attention, a
+            mixer that begins as plain attention may stand (Multi-Token Attention).
 
     Returns:
         The names of the weights that begin anew.
@@ -105,7 +107,9 @@ def fresh_names(shape: SystemConfig, config: FineTuneConfig | None) -> tuple[str
             no files.
     """
     system = sketch(shape)
-    if config is None or not config.init_from or not (system.fresh_weights or system.backbones):
+    if config is None or not config.init_from:
+        return ()
+    if not (system.fresh_weights or system.backbones or added_names(system)):
         return ()
     path = Path(config.init_from).expanduser()
     return _begun_with(system, _weights_of(path, system, names=True), system.state_dict, path)[1]
@@ -124,17 +128,34 @@ def _begun_with(
         changed = _changed(system, found.config, own)
         free = {*getattr(system, "free_fields", ()), *changed}
         _check_config(without(found.config, free), without(own, free), path)
-        return _with_fresh(found.weights, random, changed)
+        added = tuple(name for name in added_names(system) if name not in found.weights)
+        return _with_fresh(found.weights, random, {**changed, "mixer": added})
     return _on_backbone(cast("System", system), found, own, random, path)
 
 
 def _check_config(found: Any, own: Any, path: Path) -> None:
-    difference = first_difference(found, own)
+    difference = first_difference(_with_all_heads(found), _with_all_heads(as_begun(found, own)))
     if difference is not None:
         raise UserError(
             f"`init_from` must name weights of a system like this: {path} differs in {difference}. "
             "Change `system`, or name another."
         )
+
+
+def _with_all_heads(config: Any) -> Any:
+    """Return an encoded config in which mixers of whole towers do not tell the number of heads.
+
+    As many heads of keys as of queries are the same model as ``None``, their default.
+    """
+    if isinstance(config, list):
+        return [_with_all_heads(item) for item in config]
+    if not isinstance(config, dict):
+        return config
+    told = {name: _with_all_heads(value) for name, value in config.items()}
+    mixer = told.get("mixer")
+    if isinstance(mixer, dict) and mixer.get("num_kv_heads") == told.get("num_heads"):
+        told["mixer"] = {**mixer, "num_kv_heads": None}
+    return told
 
 
 def _changed(system: nn.Module, found: Any, own: Any) -> dict[str, tuple[str, ...]]:
@@ -146,7 +167,7 @@ def _changed(system: nn.Module, found: Any, own: Any) -> dict[str, tuple[str, ..
 def _with_fresh(
     weights: Mapping[str, Tensor], random: _Random, changed: Mapping[str, tuple[str, ...]]
 ) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
-    """Return given weights with random ones in place of those that begin anew, and their names."""
+    """Return given weights, with new ones where they begin anew, and the names of these."""
     begun = tuple(name for names in changed.values() for name in names)
     if not begun:
         return weights, ()

@@ -46,7 +46,7 @@ def right(line: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_folder_has_every_task_and_what_scores_it(folder: Path) -> None:
     tasks = read_folder(folder)
-    assert set(tasks) == {*TASKS, "shuffle", "book_lm"}
+    assert set(tasks) == {*TASKS, "shuffle", "book_lm", "needles"}
     assert {len(own) for own in tasks.values()} == {12}
     for name, task in TASKS.items():
         for number, line in enumerate(tasks[name]):

@@ -6,7 +6,7 @@ import random
 import re
 from collections import Counter
 from dataclasses import asdict, replace
-from itertools import pairwise
+from itertools import pairwise, permutations
 from typing import Any
 
 import pytest
@@ -204,6 +204,26 @@ def test_the_steps_of_a_word_problem_have_one_order() -> None:
         reads = {name: set(text.split()) for name, text in sentence.findall(item.prompt)}
         names = [line.partition("=")[0] for line in item.solution.split(";")[:-1]]
         assert all(before in reads[after] for before, after in pairwise(names))
+
+
+def test_word_problems_are_complete_in_every_order_that_derives_before_it_reads() -> None:
+    sentence = re.compile(r"The (\w+) has ([^.]+)\.")
+    num_complete = num_others = 0
+    for item in made(Reasoning(families=("word_problems",), operations=(1, 4)), 30):
+        reads = {name: set(text.split()) for name, text in sentence.findall(item.prompt)}
+        lines = {line.partition("=")[0]: line for line in item.solution.split(";")[:-1]}
+        for order in permutations(lines):
+            derives_first = all(
+                not reads[name] & set(order[place:]) for place, name in enumerate(order)
+            )
+            text = "".join(f"{lines[name]};" for name in order)
+            verdict = judge(item, text + item.text[item.answer_start :])
+            assert verdict.is_right
+            assert verdict.is_complete == verdict.is_sound == derives_first
+            num_complete += derives_first
+            num_others += not derives_first
+    assert num_complete >= 30
+    assert num_others > 500
 
 
 @pytest.mark.parametrize(("score", "is_right"), [(1.0, True), (0.99, False), (0.0, False)])

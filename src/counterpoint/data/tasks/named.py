@@ -1,8 +1,8 @@
 """Tasks by name, with synthetic or real texts: what a study trains its arms on.
 
 `named_task` is the one place that resolves a name. The texts of real tasks are in a folder of data
-with ``books``, ``trec-qc`` and ``sgd-mini``; passages without ``books`` are those of the King James
-Bible, which comes with this library.
+with ``books``, ``trec-qc`` and ``sgd-mini``; the King James Bible, which comes with this library,
+takes the place of ``books``.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +16,7 @@ from counterpoint.data.source import DataSource
 from counterpoint.data.tasks.books import FOREIGN, SWAPPED, BookLines, ShuffleChoice
 from counterpoint.data.tasks.dialogues import Dialogues
 from counterpoint.data.tasks.items import AnyTask, ScoredTask
+from counterpoint.data.tasks.needles import Needles
 from counterpoint.data.tasks.part_whole import FORMS
 from counterpoint.data.tasks.questions import Questions
 from counterpoint.data.tasks.source import TaskData
@@ -69,6 +70,7 @@ def _books(build: Callable[..., AnyTask]) -> RealTask:
 REAL: Mapping[str, RealTask] = {
     "shuffle": _books(ShuffleChoice),
     "book_lm": _books(BookLines),
+    "needles": _books(Needles),
     "questions": RealTask(folder="trec-qc", build=Questions),
     "dialogues": RealTask(folder="sgd-mini", build=Dialogues),
 }
@@ -79,6 +81,9 @@ REAL_SMALL: Mapping[str, RealTask] = {
         partial(ShuffleChoice, passage_symbols=288, kinds=(SWAPPED, FOREIGN))
     ),
     "book_lm_small": _books(partial(BookLines, passage_symbols=800, window=64)),
+    "needles_small": _books(
+        partial(Needles, num_needles=4, haystack_symbols=120, value_digits=2, num_sharing=1)
+    ),
     "dialogues_small": RealTask(folder="sgd-mini", build=partial(Dialogues, most=400)),
 }
 """Forms with shorter texts, which are learned sooner, by name."""

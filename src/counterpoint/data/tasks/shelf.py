@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from counterpoint.data.tasks.items import TUNED_SHARE, share_of
+from counterpoint.data.tasks.items import TUNED_SHARE, is_scored, is_tuning, share_of
 from counterpoint.data.text.corpus import KJV_HELD_OUT, DataConfig, Folder, Kjv
 from counterpoint.data.text.documents import (
     KJV_FILE,
@@ -33,6 +33,7 @@ LEAST_SYMBOLS = 400
 """Chapters with fewer symbols are left out."""
 
 _FEWEST_AUTHORS = 2
+_NO_TEXT = re.compile(r"[^\s!-/:-~]+")  # digits and what is not ASCII
 _AUTHOR = re.compile(r"Author:\s*(.+)")
 
 
@@ -101,6 +102,16 @@ def learned_text(folder: str, row_ticks: int) -> DataConfig:
     return DataConfig(source=source, held_out=held_out, row_ticks=row_ticks, unit="section")
 
 
+def running_text(folder: str, seed: int) -> str:
+    """Return the text of all books of a seed's side as one line of words, in ASCII without digits.
+
+    Args:
+        folder: Folder of books; "" is the King James Bible.
+        seed: Seed of items to learn from, to choose settings on, or to report; see `is_scored`.
+    """
+    return _running_text(folder, is_scored(seed), is_tuning(seed))
+
+
 def book_files(folder: str) -> dict[str, Path]:
     """Return the files of the books by name."""
     if not folder:
@@ -121,6 +132,13 @@ def pair_nats(folder: str) -> Float[np.ndarray, "257 256"]:
         counts[:256] += pairs.reshape(256, 256)
         counts[256, read[0]] += 1
     return np.log(counts.sum(1, keepdims=True)) - np.log(counts)
+
+
+@lru_cache(maxsize=3)
+def _running_text(folder: str, scored: bool, tuning: bool) -> str:
+    learned_or_scored = _scored if scored else _learned
+    documents = (_tuned if tuning else learned_or_scored)(folder)
+    return " ".join(_NO_TEXT.sub("", " ".join(one.text() for one in documents)).split())
 
 
 @lru_cache(maxsize=4)

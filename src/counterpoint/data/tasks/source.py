@@ -25,6 +25,7 @@ from counterpoint.data.tasks.items import (
     is_scored,
     trained_symbols,
 )
+from counterpoint.data.tasks.needles import Needles
 from counterpoint.data.tasks.packed import PackedItems, item_digest, places_of
 from counterpoint.data.tasks.part_whole import PartWholeTask
 from counterpoint.data.tasks.questions import Questions
@@ -56,7 +57,7 @@ class TaskData:
             every item a row of its own.
     """
 
-    task: PartWholeTask | Questions | Dialogues | ReasoningTask | ScoredTask
+    task: PartWholeTask | Questions | Dialogues | Needles | ReasoningTask | ScoredTask
     num_items: int = 1_000_000
     num_held_out: int = 500
     seed: int = 0
