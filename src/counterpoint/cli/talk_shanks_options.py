@@ -73,7 +73,7 @@ def check_shanks(options: ShanksOptions) -> None:
         raise UserError("A microphone must be heard in real time: leave `--at-once` out.")
     if options.after_listening and options.check_calls:
         raise UserError(
-            "`--check-calls` is for calls that were made early, and `--after-listening` makes none: "
+            "`--check-calls` is for early calls, and `--after-listening` makes none: "
             "leave one of them out."
         )
     check_answer_path(options.output, [] if options.input is None else [options.input])
