@@ -26,8 +26,8 @@ class OrderWords:
 
     def __init__(self, marks: Marks | None = None) -> None:
         own = marks or Marks()
-        every = (own.part, own.last, own.close, own.interrupt, own.stop)
-        every += (own.call, own.call_end, own.response, own.response_end)
+        every = [own.part, own.last, own.close, own.interrupt, own.stop]
+        every += [own.call, own.call_end, own.response, own.response_end]
         named = "|".join(map(re.escape, every))
         self._piece = re.compile(rf"{named}|\s?\w+|\s?(?:(?!{named})[^\w\s])+")
         told = [piece for text in _texts(own) for piece in self._piece.findall(text)]
