@@ -116,7 +116,8 @@ def order_rounds(
     rounds: list[dict[str, str]] = []
     words: list[str] = []
     known: dict[str, str] = {}
-    response, due = "", -1
+    response = ""
+    due = -1
     for place, chunk in enumerate(chunks):
         is_last = place == len(chunks) - 1
         words += chunk.words
@@ -136,7 +137,8 @@ def order_rounds(
                 due = place + 1 + late
                 rounds.append({MARK: marks.close})  # not by the model: its time is over
                 continue
-            part, thought = {RESPONSE: response}, ORDERED
+            part = {RESPONSE: response}
+            thought = ORDERED
         rounds.append(part | {THOUGHT: thought + marks.close})
     if due >= len(chunks):
         rounds.append({RESPONSE: response, THOUGHT: ORDERED + marks.close})
