@@ -90,7 +90,7 @@ def written_rows(layout: Layout, ids: Tensor, heard: Tensor, wanted: Tensor) -> 
     return replace(batch, targets=targets, elements={})
 
 
-class PackedRows:
+class ToldRows:
     """Rows, each filled with items of its own.
 
     Args:

@@ -38,8 +38,8 @@ from counterpoint.data.tasks.spoken_maths.hearing import (
     spoken_ticks,
 )
 from counterpoint.data.tasks.spoken_maths.packing import (
-    PackedRows,
     Told,
+    ToldRows,
     cut_row,
     ended_words,
     heard_words,
@@ -446,7 +446,7 @@ class _PackedProblems:
         data = prepared.data
         transcribed = data.sound is not None and data.sound.transcribed
         self._voiced = prepared.voiced
-        self._packed = PackedRows(
+        self._packed = ToldRows(
             data.num_rows,
             data.row_ticks,
             24,  # problems are longer than that

@@ -19,8 +19,8 @@ from counterpoint.data.loader import HeldOutRows, Loader
 from counterpoint.data.source import ALONE, Preparation
 from counterpoint.data.tasks.items import HELD_OUT_SEED
 from counterpoint.data.tasks.spoken_maths.packing import (
-    PackedRows,
     Told,
+    ToldRows,
     cut_row,
     written_rows,
     written_stream,
@@ -145,7 +145,7 @@ class PreparedOrders:
     def batches(self, batch_rows: int, seed: int, rank: int = 0, world_size: int = 1) -> Loader:
         """Return the training batches, step by step; for the arguments see `Loader`."""
         data = self.data
-        rows = PackedRows(data.num_rows, data.row_ticks, 24, self.told, self.laid_out)
+        rows = ToldRows(data.num_rows, data.row_ticks, 24, self.told, self.laid_out)
         return Loader(rows, batch_rows, seed, rank, world_size)
 
     def held_out_units(self) -> HeldOutRows | None:
