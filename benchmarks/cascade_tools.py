@@ -5,8 +5,9 @@ model). Recorded orders are of real people; generated ones, half of them with a 
 others that rule a drink out or are withdrawn ("ruled out"), turns of dialogues (Schema-Guided
 Dialogue) and turns of the function-calling leaderboard, whose mocked APIs are called (`bfcl`), are
 spoken by a synthesiser. With `--exact` all words are heard as they are written, 0.32 s each, and no
-engine is needed. Arms differ in when calls are thought about, and in whether the first call of
-everything fails. Times are those of the processor (see `cascade_live.py`). Constant policies and
+engine is needed. Arms differ in when calls are thought about, in whether they are "checked" once
+more when the whole turn is known (SHANKS + call-after-listen), and in how often the first calls of
+everything fail. Times are those of the processor (see `cascade_live.py`). Constant policies and
 oracles are scored beside them; of recordings, an oracle knows when to call only by a file of
 `order_times.py`.
 
@@ -79,14 +80,18 @@ class Hearing(NamedTuple):
     lanes: LaneFactory
 
 
+CLAUSES = CascadeRules(trigger=ClauseTrigger(most_s=1.5))
+CHECKED = replace(CLAUSES, checks_calls=True)
+
 ARMS: dict[str, tuple[CascadeRules, Faults]] = {
-    "clauses": (CascadeRules(trigger=ClauseTrigger(most_s=1.5)), Faults()),
+    "clauses": (CLAUSES, Faults()),
     "chunks of 4 s": (CascadeRules(trigger=FixedChunks(chunk_s=4.0)), Faults()),
     "call after listening": (CascadeRules(early_calls=False), Faults()),
-    "clauses, first calls fail": (
-        CascadeRules(trigger=ClauseTrigger(most_s=1.5)),
-        Faults(failures=1, late_failure=True),
-    ),
+    "clauses, checked": (CHECKED, Faults()),
+    "clauses, first calls fail": (CLAUSES, Faults(failures=1, late_failure=True)),
+    "clauses, checked, first calls fail": (CHECKED, Faults(failures=1, late_failure=True)),
+    "clauses, three calls fail": (CLAUSES, Faults(failures=3)),
+    "clauses, checked, three calls fail": (CHECKED, Faults(failures=3)),
 }
 
 

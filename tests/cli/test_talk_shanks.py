@@ -45,6 +45,8 @@ def test_options_and_files_are_checked_first(
     recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["--input", str(recording), "--output", str(tmp_path / "out.wav")]
+    contradiction = ["--after-listening", "--check-calls"]
+    assert "leave one of them out" in complaint([*given, *contradiction], capsys)
     assert "`--tail` must be" in complaint([*given, "--tail", "-1"], capsys)
     assert "`--interrupt-at` must be" in complaint([*given, "--interrupt-at", "nan"], capsys)
     assert "must be an existing file" in complaint(["--input", str(tmp_path / "no.wav")], capsys)
@@ -66,6 +68,9 @@ def test_options_decide_about_thoughts_calls_and_interruptions() -> None:
     never = rules_of(ShanksOptions(interrupt_at=1.5, clauses=True, after_listening=True))
     assert (never.early_calls, never.interrupt_at) == (False, 1.5)
     assert isinstance(never.trigger, ClauseTrigger)
+    assert not usual.checks_calls
+    checked = rules_of(ShanksOptions(check_calls=True))
+    assert (checked.early_calls, checked.checks_calls) == (True, True)
 
 
 def test_missing_engine_is_named(

@@ -6,14 +6,8 @@ from typing import Any
 import pytest
 
 from counterpoint.errors import UserError
-from counterpoint.runtime.clocked import (
-    ClockConfig,
-    ClockedDecoder,
-    Part,
-    Proposal,
-    Response,
-    SimulatedClock,
-)
+from counterpoint.runtime.clocked import ClockConfig, ClockedDecoder, Part, Proposal
+from counterpoint.runtime.clocks import Response, SimulatedClock
 from counterpoint.streams.timeline import Timeline
 
 
@@ -46,8 +40,11 @@ class SlowTools:
         self.seconds = list(seconds)
         self.due: list[tuple[float, Response]] = []
 
-    def start(self, call: int, text: str, now_s: float, *, is_over: bool) -> None:
+    def start(self, call: int, text: str, now_s: float) -> None:
         self.due.append((now_s + self.seconds.pop(0), Response(call, f"done {text}")))
+
+    def end_speech(self, now_s: float) -> None:
+        pass
 
     def wait(self, until_s: float) -> float:
         return min([until_s, *(due for due, _ in self.due)])
@@ -61,6 +58,17 @@ class SlowTools:
 NAN = float("nan")
 INFINITE = float("inf")
 CONFIG = ClockConfig(chunk_s=2.0, tokens_per_s=2.0)  # four tokens a chunk
+LONGER = ClockConfig(chunk_s=4.0, tokens_per_s=2.0)  # eight tokens a chunk
+TOO_LATE = "no response came before the answer"
+
+
+def calling(text: str) -> list[str]:
+    return ["<tool_call>", text, "</tool_call>"]
+
+
+def response(text: str) -> str:
+    """Return what is read when `SlowTools` answer a call."""
+    return f"<tool_response>done {text}</tool_response>"
 
 
 def kinds(timeline: Timeline) -> list[tuple[str, float, float]]:
@@ -171,13 +179,93 @@ def test_a_tool_that_never_answers_does_not_hold_up_the_answer() -> None:
     decoder = ClockedDecoder(program, CONFIG, tools=SlowTools(1e6))
     decoder.hear("one", 0, 2, last=True)
     (answer,) = decoder.timeline.where(kind="answer")
-    assert (answer.text, answer.start_s) == ("sorry", 2 + 1.5 + CONFIG.patience_s + 0.5)
+    assert (answer.text, answer.start_s) == ("sorry", 2 + CONFIG.patience_s + 0.5)
+    (call,) = decoder.timeline.where(kind="call")
+    assert call.end_s == answer.start_s
+    assert (call.payload["ok"], call.payload["why"]) == (None, TOO_LATE)
+
+
+def test_patience_bounds_all_waiting_after_the_speech() -> None:
+    calls = [*calling("x"), *calling("y"), "</think>", "sorry", "[STOP]"]
+    decoder = ClockedDecoder(Program(calls), LONGER, tools=SlowTools(1e6, 1e6))
+    decoder.hear("one", 0, 4, last=True)
+    (answer,) = decoder.timeline.where(kind="answer")
+    # The first call waits until then; the second one and the mark of the end take four tokens.
+    assert answer.start_s == 4 + LONGER.patience_s + 4 / 2
+    assert [one.payload["why"] for one in decoder.timeline.where(kind="call")] == [TOO_LATE] * 2
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_call_waits_for_its_own_response(last: bool) -> None:
+    """The call before it is answered at 10.0 s, it itself is made at 9.5 and answered at 11.0 s."""
+    program = Program([*calling("slow"), "</think>"], [*calling("quick"), "seen", "</think>"])
+    decoder = ClockedDecoder(program, LONGER, tools=SlowTools(4.5, 1.5))
+    decoder.hear("one", 0, 4)
+    decoder.hear("two", 4, 8, last=last)
+    at = program.context.index("heard two")
+    assert program.context[at + 4 : at + 9] == [
+        "</tool_call>", response("slow"), response("quick"), "seen", "</think>",
+    ]  # fmt: skip
+    slow, quick = decoder.timeline.where(kind="call")
+    assert (slow.start_s, slow.end_s, quick.start_s, quick.end_s) == (5.5, 10.0, 9.5, 11.0)
+
+
+def test_the_model_thinks_about_a_response_that_comes_after_its_last_thought() -> None:
+    last = ["b", "</think>", "so", "</think>", "yes", "[STOP]"]
+    program = Program([*calling("look"), "</think>"], last)
+    decoder = ClockedDecoder(program, LONGER, tools=SlowTools(8.0))
+    decoder.hear("one", 0, 4)
+    decoder.hear("two", 4, 8, last=True)
+    at = program.context.index("heard two")
+    assert program.context[at + 2 :] == [*last[:2], response("look"), *last[2:]]
+    (call,) = decoder.timeline.where(kind="call")
+    assert (call.start_s, call.end_s) == (5.5, 13.5)
+    assert (call.payload["early"], call.payload["ok"]) == (True, True)
+    thoughts = [
+        (one.start_s, one.end_s, one.text) for one in decoder.timeline.where(kind="thought")
+    ]
+    assert thoughts[1:] == [(8.0, 9.0, "b"), (13.5, 14.5, "so")]
+    (answer,) = decoder.timeline.where(kind="answer")
+    assert (answer.start_s, answer.text) == (14.5, "yes")
+
+
+def test_a_response_that_is_there_when_the_last_thought_ends_is_read_without_patience() -> None:
+    config = ClockConfig(chunk_s=4.0, tokens_per_s=2.0, patience_s=0.0)
+    program = Program([*calling("look"), "</think>"], ["b", "</think>", "so", "</think>", "yes"])
+    decoder = ClockedDecoder(program, config, tools=SlowTools(3.0))
+    decoder.hear("one", 0, 4)
+    decoder.hear("two", 4, 8, last=True)
+    assert response("look") in program.context
+    assert [one.text for one in decoder.timeline.where(kind="thought")][1:] == ["b", "so"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "mark", "last", "end_s"),
+    [
+        (100.0, "</think>", True, 8 + 10.0),  # the patience is over
+        (8.0, "[INTERRUPT]", False, 8.5),  # who interrupts waits for nothing
+        (8.0, "[INTERRUPT]", True, 8.5),
+    ],
+)
+def test_an_early_call_without_a_response_is_told_before_the_answer(
+    seconds: float, mark: str, last: bool, end_s: float
+) -> None:
+    program = Program([*calling("look"), "</think>"], [mark, "sorry", "[STOP]"])
+    decoder = ClockedDecoder(program, LONGER, tools=SlowTools(seconds))
+    decoder.hear("one", 0, 4)
+    decoder.hear("two", 4, 8, last=last)
+    (call,) = decoder.timeline.where(kind="call")
+    assert (call.start_s, call.end_s) == (5.5, end_s)
+    told = {"chunk": 0, "call": 0, "early": True, "ok": None, "why": TOO_LATE}
+    assert call.payload == told
+    (answer,) = decoder.timeline.where(kind="answer")
+    assert (answer.text, answer.start_s) == ("sorry", end_s)
 
 
 class BrokenTools(SlowTools):
     """Fails at every call."""
 
-    def start(self, call: int, text: str, now_s: float, *, is_over: bool) -> None:
+    def start(self, call: int, text: str, now_s: float) -> None:
         self.due.append((now_s, Response(call, f"no call: {text}", ok=False)))
 
 

@@ -28,6 +28,7 @@ class ShanksOptions:
         interrupt_at: Score of the judge from which on it interrupts you; above 1 for never.
         silent: Do not think while listening: the baseline.
         after_listening: Call tools only after the user has finished: the baseline.
+        check_calls: Check early calls after the user has finished: make failed ones anew.
         channel: Channel of the recording to hear, 0 is the left; by default the mean of all.
         tail: Longest silence, in seconds, that is heard after the recording.
         at_once: Do not wait for the time of the recording; times are what the engines took.
@@ -44,6 +45,7 @@ class ShanksOptions:
     interrupt_at: float = 0.5
     silent: bool = False
     after_listening: bool = False
+    check_calls: bool = False
     channel: int | None = None
     tail: float = 20.0
     at_once: bool = False
@@ -69,6 +71,11 @@ def check_shanks(options: ShanksOptions) -> None:
         )
     if options.at_once and options.microphone:
         raise UserError("A microphone must be heard in real time: leave `--at-once` out.")
+    if options.after_listening and options.check_calls:
+        raise UserError(
+            "`--check-calls` is for early calls, and `--after-listening` makes none: "
+            "leave one of them out."
+        )
     check_answer_path(options.output, [] if options.input is None else [options.input])
     check_modules("matplotlib")  # needed when the conversation is over
     if options.input is not None:
@@ -80,5 +87,6 @@ def rules_of(options: ShanksOptions) -> CascadeRules:
     return CascadeRules(
         trigger=ClauseTrigger() if options.clauses else FixedChunks(chunk_s=options.chunk_s),
         early_calls=not options.after_listening,
+        checks_calls=options.check_calls,
         interrupt_at=options.interrupt_at,
     )

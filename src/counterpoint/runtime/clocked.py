@@ -4,7 +4,15 @@
 model behind an endpoint. After every chunk the model may write as many tokens as fit into the time
 until the next one; then its thought is closed by force, and nothing is carried over. A thought that
 ends with the mark of an interruption makes the model answer at once, and the rest of the speech is
-not read. Calls of tools in a thought are made at once; their responses take time, but no tokens.
+not read.
+
+Calls of tools in a thought are made at once; their responses take time, but no tokens. The thought
+goes on when the response of its own call has come, and responses of other calls are read as they
+come meanwhile. What has not come when the next chunk is complete is read in a later round. After
+the end of the speech all responses together, also those of calls that were made before, are awaited
+for `ClockConfig.patience_s` and no longer: the model thinks once more about each that comes after
+its last thought, and then it answers. An answer waits for nothing else, and one that interrupts the
+user waits for nothing.
 
 Every decision is an event of a `Timeline`:
 
@@ -18,20 +26,23 @@ Every decision is an event of a `Timeline`:
 ``text`` holds what was heard, thought, called or answered. ``closed`` says who closed a thought or
 an answer: the "model", an "interruption", the "budget" of tokens, or the "clock". ``chances`` are
 those of an interruption before each token of the thought, null if the model does not tell. A call
-is ``early`` if the user was still speaking, and ``ok`` is null if no response arrived. A call that
-has failed, or could not be made, says ``why``: its tool failed or refused what was written, there
-are no tools, or the thought was closed before the call was complete.
+is ``early`` if the user was still speaking, and ``ok`` is null if no response arrived before the
+answer, which then ends the event. A call without a response that can be used says ``why``: it came
+too late for the answer, its tool failed or refused what was written, there are no tools, or the
+thought was closed before the call was complete.
 
 Source: SHANKS (arXiv:2510.06917), section 2.1 and appendix A. Beyond it: tools take time, a
-threshold decides about interruptions, and responses that come late are read in the next round.
+threshold decides about interruptions, responses that come late are read in the next round, and the
+model thinks about those that come after its last thought.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from counterpoint.errors import UserError
+from counterpoint.runtime.clocks import Clock, SimulatedClock, Tools
 from counterpoint.streams.rounds import THOUGHT, Marks
 from counterpoint.streams.timeline import Event, Timeline
 
@@ -71,75 +82,6 @@ class Thinker(Protocol):
         """Return the token that the model would write next, without reading it."""
 
 
-@runtime_checkable
-class Clock(Protocol):
-    """The time of a conversation, in seconds since its start."""
-
-    def now(self) -> float:
-        """Return the time."""
-
-    def reach(self, time_s: float) -> None:
-        """Let the time be at least ``time_s``; a real clock is there by itself."""
-
-    def write_token(self) -> None:
-        """Let the time of one token pass; on a real clock it has passed already."""
-
-
-class SimulatedClock:
-    """A clock on which each token takes equally long, and nothing else takes time."""
-
-    def __init__(self, tokens_per_s: float) -> None:
-        self._token_s = 1 / tokens_per_s
-        self._now_s = 0.0
-
-    def now(self) -> float:
-        """Return the time; see `Clock.now`."""
-        return self._now_s
-
-    def reach(self, time_s: float) -> None:
-        """Go forward to a time; see `Clock.reach`."""
-        self._now_s = max(self._now_s, time_s)
-
-    def write_token(self) -> None:
-        """Go forward by a token; see `Clock.write_token`."""
-        self._now_s += self._token_s
-
-
-class Response(NamedTuple):
-    """The response of a tool to a call.
-
-    Attributes:
-        call: Number of the call, counted from 0.
-        text: The response; why there is none if the call has failed.
-        ok: Whether the call succeeded.
-    """
-
-    call: int
-    text: str
-    ok: bool = True
-
-
-@runtime_checkable
-class Tools(Protocol):
-    """Tools that a model may call while it listens."""
-
-    def start(self, call: int, text: str, now_s: float, *, is_over: bool) -> None:
-        """Begin a call, unless it is none: then its response is not ``ok``, and says why.
-
-        Args:
-            call: Number of the call.
-            text: What stands between `Marks.call` and `Marks.call_end`.
-            now_s: Time of the conversation.
-            is_over: Whether the user has finished.
-        """
-
-    def wait(self, until_s: float) -> float:
-        """Return when the next response arrives, or ``until_s`` if none does before that."""
-
-    def arrived(self, now_s: float) -> Sequence[Response]:
-        """Return the responses that have arrived by now; each is returned once."""
-
-
 def check_threshold(threshold: float | None) -> None:
     """Refuse what is no threshold of an interruption; see `ClockConfig.threshold`.
 
@@ -165,7 +107,8 @@ class ClockConfig:
             model chooses; ``None`` leaves the choice to the model. Above 1 it never interrupts. The
             chances before the first interruption do not depend on it, so one run without any gives
             the decisions under every threshold.
-        patience_s: Seconds after the end of the speech for which responses of tools are awaited.
+        patience_s: Seconds after the end of the speech for which responses of tools are awaited,
+            whenever their calls were made and however many there are.
         marks: Texts that structure the sequence.
     """
 
@@ -283,11 +226,19 @@ class ClockedDecoder:
         self.thinker.hear(content)
         self.thinker.read(marks.last if last else marks.part)
         until_s = end_s + self.config.chunk_s if deadline_s is None else deadline_s
-        interrupts = self._think(number, until_s, last=last) and not last
+        if last:
+            until_s = end_s + self.config.patience_s
+            if self.tools is not None:
+                self.tools.end_speech(self.clock.now())
+        is_cut = self._think(number, until_s, last=last)
+        interrupts = is_cut and not last
+        if last and not is_cut:
+            self._think_of_late_responses(number, until_s)
         if interrupts:
             now_s = self.clock.now()
             self._add(now_s, now_s, AGENT, "interruption", "", chunk=number, by=AGENT)
         if last or interrupts:
+            self._leave_calls()
             self._answer(number)
             self.finished = True
         return not self.finished
@@ -320,7 +271,14 @@ class ClockedDecoder:
         return self.timeline
 
     def _think(self, number: int, until_s: float, *, last: bool) -> bool:
-        """Write a thought; return whether it interrupts the user."""
+        """Write a thought; return whether it ends with the mark of an interruption.
+
+        Args:
+            number: Number of the chunk.
+            until_s: Until when it may wait for responses; unless the chunk is the last, the thought
+                is closed then.
+            last: Whether the speech has ended.
+        """
         marks = self.config.marks
         clock = self.clock
         start_s = clock.now()
@@ -396,10 +354,27 @@ class ClockedDecoder:
             return
         call = event.payload["call"]
         self._calls[call] = event
-        self.tools.start(call, event.text, event.start_s, is_over=last)
-        patient_s = event.start_s + self.config.patience_s
-        self.clock.reach(self.tools.wait(patient_s if last else until_s))
-        self._read_responses()
+        self.tools.start(call, event.text, event.start_s)
+        while call in self._calls and self._wait_for_response(until_s):
+            pass  # it was the response of another call
+
+    def _think_of_late_responses(self, number: int, until_s: float) -> None:
+        """Think about the responses that come after the last thought, until none is awaited."""
+        while self._calls and self._wait_for_response(until_s):
+            self._think(number, until_s, last=True)
+
+    def _wait_for_response(self, until_s: float) -> bool:
+        """Read the next responses as soon as they come; return whether any came in time."""
+        if self.tools is None:
+            return False
+        self.clock.reach(self.tools.wait(until_s))
+        return self._read_responses()
+
+    def _leave_calls(self) -> None:
+        """Tell of calls whose responses come too late for the answer."""
+        for event in self._calls.values():
+            self._settle(event, "no response came before the answer", ok=None)
+        self._calls.clear()
 
     def _refuse_unfinished(self, thought: str, number: int, *, last: bool) -> None:
         """Tell of a call whose end the model did not write before its thought was closed."""
@@ -423,17 +398,19 @@ class ClockedDecoder:
             payload={"chunk": number, "call": call, "early": not last, "ok": None},
         )
 
-    def _settle(self, event: Event, text: str, *, ok: bool) -> None:
+    def _settle(self, event: Event, text: str, *, ok: bool | None) -> None:
         """Record what came of a call."""
         payload = {**event.payload, "ok": ok, "response" if ok else "why": text}
         self._events.append(replace(event, end_s=self.clock.now(), payload=payload))
 
-    def _read_responses(self) -> None:
-        """Read the responses of tools that have arrived."""
+    def _read_responses(self) -> bool:
+        """Read the responses of tools that have arrived; return whether there were any."""
         marks = self.config.marks
-        for response in () if self.tools is None else self.tools.arrived(self.clock.now()):
+        arrived = () if self.tools is None else self.tools.arrived(self.clock.now())
+        for response in arrived:
             self._settle(self._calls.pop(response.call), response.text, ok=response.ok)
             self.thinker.read(f"{marks.response}{response.text}{marks.response_end}")
+        return bool(arrived)
 
     def _add(
         self, start_s: float, end_s: float, stream: str, kind: str, text: str, **payload: Any

@@ -7,6 +7,7 @@ from counterpoint.data.source import DataSource
 from counterpoint.data.speech.rows import SpeechData
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
+from counterpoint.data.tasks.spoken_orders.source import SpokenOrdersData
 from counterpoint.data.text.corpus import DataConfig
 from counterpoint.data.text.held_out import TEXT_STREAM
 from counterpoint.errors import UserError, check_minutes
@@ -22,6 +23,7 @@ AnyData = (
     | SpeechData
     | TaskData
     | SpokenMathsData
+    | SpokenOrdersData
     | InterruptedSpeech
     | PhasedData
     | RewardedData
@@ -39,8 +41,9 @@ class Run:
         system: Config of the model.
         data: Data it learns from: `SpeechData` for systems that hear or speak, `DataConfig` for
             text systems, `TaskData` for items of a task, `SpokenMathsData` for thinking while
-            listening, `InterruptedSpeech` for a speaker that can be interrupted, `PhasedData` for
-            several in phases, `RewardedData` for questions to be answered, or another `DataSource`.
+            listening, `SpokenOrdersData` for calling a tool meanwhile, `InterruptedSpeech` for a
+            speaker that can be interrupted, `PhasedData` for several in phases, `RewardedData` for
+            questions to be answered, or another `DataSource`.
         train: Settings of the training.
         minutes: Time limit: the run takes as many of its steps as fit into it on this machine
             (`counterpoint.recipes.budget`). ``None`` takes all steps.

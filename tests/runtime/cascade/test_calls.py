@@ -103,6 +103,35 @@ def test_failed_call_is_repeated_with_the_same_key() -> None:
     assert calls.calls[0].result == '{"ordered": "small"}'
 
 
+@pytest.mark.parametrize(("effect", "tries"), [("undoable", 4), ("lasting", 1)])
+def test_failed_call_is_made_anew_if_it_is_asked_for_again(effect: Effect, tries: int) -> None:
+    counter = Counter()
+    counter.failures = [OSError("busy")] * 3
+    calls = calls_of(counter.tool(effect))
+    first = calls.request(wanted("small"), 1, 0.0)
+    run(calls)
+    assert calls.request(wanted("small"), 1, 10.0) is first
+    assert outcomes(run(calls)) == []
+    assert calls.request(wanted("small"), 1, 10.0, again=True) is first
+    assert outcomes(run(calls)) == ["ok"] * (tries == 4)
+    assert len(counter.keys) == tries
+    assert len(set(counter.keys)) == 1
+    calls.request(wanted("small"), 1, 20.0, again=True)
+    assert outcomes(run(calls)) == []
+
+
+def test_call_that_waits_to_be_repeated_has_all_attempts_if_it_is_asked_for_again() -> None:
+    counter = Counter()
+    counter.failures = [OSError("busy")] * 5
+    calls = calls_of(counter.tool())
+    calls.request(wanted("small"), 1, 0.0)
+    run(calls, until_s=0.7)  # two attempts
+    assert len(counter.keys) == 2
+    calls.request(wanted("small"), 1, 0.7, again=True)
+    assert outcomes(run(calls)) == ["OSError: busy"] * 3
+    assert calls.calls[0].state == "failed"
+
+
 def test_lasting_call_waits_for_the_end_and_is_never_repeated() -> None:
     counter = Counter()
     counter.failures = [OSError("busy")]

@@ -14,10 +14,18 @@ from tests.runtime.cascade.scripted import WORD_S, Stage
 from tests.runtime.cascade.test_calls import Counter, wanted
 
 
-def ordering(stage: Stage, counter: Counter, *, early: bool, effect: Effect = "undoable") -> Any:
+def ordering(
+    stage: Stage,
+    counter: Counter,
+    *,
+    early: bool,
+    effect: Effect = "undoable",
+    checks: bool = False,
+) -> Any:
     tool = counter.tool(effect)
     engines = replace(stage.engines("Done."), think=SchemaCaller([tool]))
-    rules = CascadeRules(trigger=FixedChunks(chunk_s=1.0), early_calls=early)
+    trigger = FixedChunks(chunk_s=1.0)
+    rules = CascadeRules(trigger=trigger, early_calls=early, checks_calls=checks)
     return stage.cascade(engines, rules, [tool])
 
 
@@ -36,6 +44,33 @@ def test_call_is_done_before_the_user_stops_or_only_after(early: bool) -> None:
     assert (call.end_s < 10 * WORD_S) == early == call.payload["early"]
     assert list(counter.orders.values()) == ["large"]
     assert stage.asked[-1].calls[0].result == '{"ordered": "large"}'
+
+
+@pytest.mark.parametrize("checks", [False, True])
+def test_call_that_has_failed_early_is_made_anew_when_the_whole_turn_is_known(checks: bool) -> None:
+    """SHANKS + call-after-listen: three attempts fail while the user speaks, and no more follow."""
+    stage = Stage()
+    counter = Counter(stage.clock)
+    counter.failures = [OSError("busy")] * 3
+    cascade = ordering(stage, counter, early=True, checks=checks)
+    cascade.hear(stage.sound("a large tea for me and my dear wife and our son please. " + "- " * 9))
+    (turn,) = cascade.timeline().where(kind="turn")
+    made = [one.payload["ok"] for one in cascade.timeline().where(kind="call")]
+    assert made == [False] * 3 + [True] * checks
+    assert [*counter.orders.values()] == ["large"] * checks
+    assert len(set(counter.keys)) == 1  # another key could order a second tea
+    assert times(cascade, "call")[2] < turn.end_s
+    assert all(when > turn.end_s - 0.5 for when in times(cascade, "call")[3:])
+
+
+@pytest.mark.parametrize("checks", [False, True])
+def test_check_leaves_calls_that_have_succeeded(checks: bool) -> None:
+    stage = Stage()
+    counter = Counter(stage.clock)
+    cascade = ordering(stage, counter, early=True, checks=checks)
+    cascade.hear(stage.sound("a large tea for me and my dear wife please. - - - - - - - -"))
+    assert len(counter.keys) == 1
+    assert times(cascade, "cancel") == []
 
 
 @pytest.mark.parametrize("effect", ["undoable", "lasting"])

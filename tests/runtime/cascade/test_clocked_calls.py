@@ -8,7 +8,8 @@ from counterpoint.data.tools import Effect, Tool
 from counterpoint.runtime.cascade.calls import Calls
 from counterpoint.runtime.cascade.clocked_calls import ClockedCalls
 from counterpoint.runtime.cascade.lanes import ThreadLane, TimedLane
-from counterpoint.runtime.clocked import ClockConfig, ClockedDecoder, SimulatedClock, Tools
+from counterpoint.runtime.clocked import ClockConfig, ClockedDecoder
+from counterpoint.runtime.clocks import SimulatedClock, Tools
 from counterpoint.streams.timeline import Event, Timeline
 from tests.runtime.cascade.scripted import FakeClock
 from tests.runtime.cascade.test_calls import Counter, tool_of, wanted
@@ -105,6 +106,26 @@ def test_lasting_call_is_made_when_the_user_has_finished() -> None:
     early, late = calls_of(decoder.timeline)
     assert (early.payload["ok"], late.payload["ok"]) == (False, True)
     assert [*counter.orders.values()] == ["small"]
+
+
+def test_call_that_fails_before_the_end_is_repeated_after_it_and_answered() -> None:
+    """The attempt fails at 8.3 s, after the end of the speech, and is repeated at 8.8 s."""
+    lanes = FakeClock()
+    counter = Counter(lanes, cost_s=2.8)
+    counter.failures = [OSError("busy")]
+    clock = SimulatedClock(CONFIG.tokens_per_s)
+    calls = Calls([counter.tool()], lambda: TimedLane(lanes))
+    thoughts = calling(wanted("small")), ["</think>", "done", "</think>"]
+    decoder = ClockedDecoder(Program(*thoughts), CONFIG, clock, ClockedCalls(calls, clock))
+    decoder.hear("one", 0, 4)
+    decoder.hear("two", 4, 8, last=True)
+    (call,) = calls_of(decoder.timeline)
+    assert (call.payload["early"], call.payload["ok"]) == (True, True)
+    assert call.end_s == pytest.approx(8.3 + 0.5 + 2.8, abs=0.1)
+    assert [one.payload["early"] for one in calls.events] == [True, False]
+    assert context(decoder)[-4:-2] == [
+        '<tool_response>{"ordered": "small"}</tool_response>', "done",
+    ]  # fmt: skip
 
 
 def test_result_that_is_too_long_is_no_response() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from counterpoint.data.tools import Tool
+from counterpoint.runtime.cascade.calls import Call, CallState
 from counterpoint.runtime.cascade.cascade import CascadeRules
 from counterpoint.runtime.cascade.models import Message
 from counterpoint.runtime.cascade.schema_caller import can_find
@@ -120,6 +121,24 @@ def test_without_tools_nothing_is_thought_at_the_end() -> None:
     scene = Scene(words=(ScoredWord("hello", 0.0, 0.3, 1.0),), is_over=True)
     assert [*NoteTaker(model)(scene)] == []
     assert model.prompts == []
+
+
+def test_model_is_told_which_calls_were_made_and_which_have_failed() -> None:
+    model = Scripted()
+    tool = reminder({})
+    states: tuple[CallState, ...] = ("done", "failed", "cancelled")
+    calls = tuple(
+        Call(number=number, tool=tool, arguments={"words": state}, turn=0, state=state)
+        for number, state in enumerate(states)
+    )
+    words = tuple(ScoredWord(word, 0.0, 0.3, 1.0) for word in ("think", "of", "bread"))
+    scene = Scene(words=words, calls=calls, is_over=True)
+    next(NoteTaker(model, [tool])(scene))
+    told = model.prompts[0][-1]["content"].splitlines()
+    assert told[1:3] == [
+        '(Called already: ["remind", {"words": "done"}])',
+        '(Failed: ["remind", {"words": "failed"}])',
+    ]
 
 
 def test_small_model_finds_only_what_a_tool_lists() -> None:

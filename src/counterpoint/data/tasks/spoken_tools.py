@@ -24,14 +24,16 @@ from counterpoint.data.tools import Tool, canonical
 from counterpoint.errors import UserError, absent
 from counterpoint.files import read_json_lines
 
-_SPOKEN = ("size", "roast", "numberOfShots", "coffeeDrink")
-_OPENINGS = ("could i have a", "i would like a", "can you make me a", "i want to order a")
-_CORRECTIONS = ("no wait make that a", "sorry i mean a", "actually no a")
-_ENDINGS = (
+SPOKEN = ("size", "roast", "numberOfShots", "coffeeDrink")
+"""Slots of a generated order, in the order in which they are said."""
+OPENINGS = ("could i have a", "i would like a", "can you make me a", "i want to order a")
+CORRECTIONS = ("no wait make that a", "sorry i mean a", "actually no a")
+ENDINGS = (
     "please",
     "and that is all for today thank you very much",
     "and i am in a bit of a hurry because my train leaves soon",
 )
+"""What generated orders are made of."""
 _CORRECTED_SHARE = 0.5
 _RULED_OUT = ("not a", "instead of a", "and i do not want a")
 _WITHDRAWALS = (
@@ -107,22 +109,23 @@ class ToolOutcome(NamedTuple):
 
 def generated_requests(seed: int, number: int) -> list[ToolRequest]:
     """Return orders that are pure functions of a seed and their number."""
-    return [_generated(seed, place) for place in range(number)]
+    return [generated_request(seed, place) for place in range(number)]
 
 
-def _generated(seed: int, number: int) -> ToolRequest:
+def generated_request(seed: int, number: int) -> ToolRequest:
+    """Return the order of a seed and a number, perhaps with a self-correction."""
     rng = draw(seed, number)
     slots = _drawn(rng)
-    said = f"{rng.choice(_OPENINGS)} {_spelled(slots)}"
+    said = f"{rng.choice(OPENINGS)} {_spelled(slots)}"
     stale: tuple[PlainCall, ...] = ()
     if rng.random() < _CORRECTED_SHARE:
         stale = ((ORDER, dict(slots)),)
         slots["coffeeDrink"] = rng.choice([one for one in _DRINKS if one != slots["coffeeDrink"]])
-        said += f" {rng.choice(_CORRECTIONS)} {slots['coffeeDrink']}"
+        said += f" {rng.choice(CORRECTIONS)} {slots['coffeeDrink']}"
     known = len(said.split())
     return ToolRequest(
         name=f"generated {seed} {number}",
-        text=f"{said} {rng.choice(_ENDINGS)}",
+        text=f"{said} {rng.choice(ENDINGS)}",
         calls=(WantedCall(ORDER, slots, known),),
         stale=stale,
     )
@@ -141,7 +144,7 @@ def _ruled_out(seed: int, number: int) -> ToolRequest:
     rng = draw(seed, number)
     slots = _drawn(rng)
     other = rng.choice([one for one in _DRINKS if one != slots["coffeeDrink"]])
-    said = f"{rng.choice(_OPENINGS)} {_spelled(slots)}"
+    said = f"{rng.choice(OPENINGS)} {_spelled(slots)}"
     known = len(said.split())
     name = f"ruled out {seed} {number}"
     if rng.random() < _WITHDRAWN_SHARE:
@@ -149,7 +152,7 @@ def _ruled_out(seed: int, number: int) -> ToolRequest:
         return ToolRequest(name=name, text=text, calls=(), stale=((ORDER, slots),))
     return ToolRequest(
         name=name,
-        text=f"{said} {rng.choice(_RULED_OUT)} {other} {rng.choice(_ENDINGS)}",
+        text=f"{said} {rng.choice(_RULED_OUT)} {other} {rng.choice(ENDINGS)}",
         calls=(WantedCall(ORDER, slots, known),),
         stale=((ORDER, slots | {"coffeeDrink": other}),),
     )
@@ -167,7 +170,7 @@ def _drawn(rng: random.Random) -> dict[str, str]:
 
 
 def _spelled(slots: Mapping[str, str]) -> str:
-    return " ".join(slots[name] for name in _SPOKEN if name in slots)
+    return " ".join(slots[name] for name in SPOKEN if name in slots)
 
 
 def recorded_requests(

@@ -4,10 +4,11 @@ A call goes through the states waiting -> running -> done, or failed, or cancell
 not safe (`Tool.is_safe`) waits until the user has finished, and is not made at all if the agent
 interrupts the user before that, or if words of the turn could not be recognised
 (`Calls.withhold`). A call that failed is made again with the same idempotency key, unless its tool
-is not safe: then nobody knows what a second call would do. A call that the user no longer wants is
-cancelled. If it was made, its effect is undone once, when its tool has ended or has taken its
-longest time; if the tool ends after that, the effect is undone again. Settled calls of turns that
-are over are forgotten (`Calls.forget_before`).
+is not safe: then nobody knows what a second call would do. A call that is asked for `again` has all
+its attempts before it. A call that the user no longer wants is cancelled. If it was made, its
+effect is undone once, when its tool has ended or has taken its longest time; if the tool ends after
+that, the effect is undone again. Settled calls of turns that are over are forgotten
+(`Calls.forget_before`).
 
 Whatever a tool does, the conversation goes on: it may raise, return what is no JSON, return too
 much, or never return. Each of these is an event with a reason.
@@ -58,7 +59,7 @@ class Call:
         arguments: Its arguments.
         turn: Number of the user's turn that asks for it.
         state: What became of it so far.
-        attempts: How often it was made.
+        attempts: How often it was made since it was asked for, or asked for `again`.
         result: JSON text of the result.
         reason: Why it failed.
         began_s: Time of the newest attempt.
@@ -158,13 +159,15 @@ class Calls:
         """
         return tuple(call for call in self.calls if self._first_turn <= call.turn <= turn)
 
-    def request(self, block: str, turn: int, now_s: float) -> Call | None:
+    def request(self, block: str, turn: int, now_s: float, *, again: bool = False) -> Call | None:
         """Ask for the call that a model wrote, if the same is not asked for already.
 
         Args:
             block: JSON text with `name` and `arguments`.
             turn: Number of the user's turn.
             now_s: Time of the conversation.
+            again: Whether an equal call without a result is made anew, as often as a new one and
+                with its key, if its tool is safe.
 
         Returns:
             The call, perhaps an equal one of before; ``None`` if what was written is none, which
@@ -183,6 +186,8 @@ class Calls:
             self._number += 1
             made = [Call(number=self._number, tool=tool, arguments=arguments, turn=turn)]
             self.calls += made
+        elif again and tool.is_safe and made[0].state != "done":
+            self._renew(made[0])
         return made[0]
 
     def cancel(self, block: str, turn: int, now_s: float) -> None:
@@ -339,6 +344,13 @@ class Calls:
         lane = self._lanes()
         self._running[call.number] = (call, lane)
         lane.start(attempt.result(), now_s)
+
+    def _renew(self, call: Call) -> None:
+        """Let all attempts of a call be before it, beside one that runs."""
+        call.attempts = 0
+        call.retry_s = 0.0
+        if call.state == "failed":
+            call.state = "waiting"
 
     def _succeed(self, call: Call, result: str, at_s: float) -> None:
         self._running.pop(call.number, None)

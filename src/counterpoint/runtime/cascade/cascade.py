@@ -98,6 +98,7 @@ class Cascade:
             self._trace,
             self.rules.interrupt_at,
             early_calls=self.rules.early_calls,
+            checks_calls=self.rules.checks_calls,
         )
         self._now_s = 0.0
         self._pending = torch.zeros(0)

@@ -1,7 +1,7 @@
 """The calls of a cascade as the tools of a model that thinks against a clock."""
 
 from counterpoint.runtime.cascade.calls import Call, Calls
-from counterpoint.runtime.clocked import Clock, Response
+from counterpoint.runtime.clocks import Clock, Response
 
 _TURN = 0  # a `ClockedDecoder` hears one turn of the user
 
@@ -30,20 +30,24 @@ class ClockedCalls:
         self._asked: dict[int, Call] = {}  # by the number that the decoder gave
         self._refused: list[Response] = []
 
-    def start(self, call: int, text: str, now_s: float, *, is_over: bool) -> None:
+    def start(self, call: int, text: str, now_s: float) -> None:
         """Begin a call; see `Tools.start`."""
-        self._is_over = is_over
         asked = self._calls.request(text, _TURN, now_s)
         if asked is None:
             why = self._calls.events[-1].payload["why"]
             self._refused.append(Response(call, why, ok=False))
-        elif not (is_over or asked.tool.is_safe):
+        elif not (self._is_over or asked.tool.is_safe):
             self._calls.retract(asked, now_s)
             why = f"{asked.tool.name} may be called only when the user has finished"
             self._refused.append(Response(call, why, ok=False))
         else:
             self._asked[call] = asked
         self._advance(now_s)
+
+    def end_speech(self, now_s: float) -> None:
+        """Learn that the user has finished; see `Tools.end_speech`."""
+        self._advance(now_s)
+        self._is_over = True
 
     def wait(self, until_s: float) -> float:
         """Wait for the next response; see `Tools.wait`."""

@@ -38,6 +38,7 @@ class Mind:
         trace: Where they are told.
         interrupt_at: Score from which on the user is interrupted.
         early_calls: Whether a thought before the last words may call tools.
+        checks_calls: Whether the thought after them may make anew what has failed.
 
     Attributes:
         thoughts: Thoughts about the turn so far.
@@ -56,6 +57,7 @@ class Mind:
         interrupt_at: float,
         *,
         early_calls: bool,
+        checks_calls: bool = False,
     ) -> None:
         self.thoughts: list[str] = []
         self.newest_s: float | None = None
@@ -68,6 +70,7 @@ class Mind:
         self._trace = trace
         self._interrupt_at = interrupt_at
         self._early_calls = early_calls
+        self._checks_calls = checks_calls
         self._thought: _Thought | None = None
         self._num_thoughts = 0
 
@@ -151,8 +154,11 @@ class Mind:
             elif one.kind == "broken":
                 self._calls.refuse(one.text, "the call was cut off", at_s)
             elif self._early_calls or thought.scene.is_over:
-                act = self._calls.request if one.kind == "call" else self._calls.cancel
-                act(one.text, thought.turn, at_s)
+                again = self._checks_calls and thought.scene.is_over
+                if one.kind == "call":
+                    self._calls.request(one.text, thought.turn, at_s, again=again)
+                else:
+                    self._calls.cancel(one.text, thought.turn, at_s)
 
     def _end(self, at_s: float, *, forced: bool) -> bool:
         """End the running thought, if any; return whether it asks for an interruption."""

@@ -41,6 +41,9 @@ class CascadeRules:
         trigger: When to think.
         early_calls: Whether tools are called while the user speaks. Otherwise all calls are made
             after the turn: the baseline "call after listen".
+        checks_calls: Whether the calls are checked once more after the turn: what the thought about
+            the whole turn asks for is made anew if it has failed before. With early calls this is
+            "SHANKS + call after listen".
         interrupt_at: Score of the judge from which on the user is interrupted; above 1 for never.
         barge_in_s: Voice of the user that stops the agent. A turn with less voice is answered when
             the agent has finished.
@@ -56,6 +59,7 @@ class CascadeRules:
 
     trigger: Trigger = field(default_factory=FixedChunks)
     early_calls: bool = True
+    checks_calls: bool = False
     interrupt_at: float = 0.5
     barge_in_s: float = 0.2
     wait_s: float = 8.0

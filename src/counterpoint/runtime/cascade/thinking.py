@@ -240,9 +240,10 @@ class NoteTaker:
         if self._tools:
             messages += [_message(**one) for one in scene.history[-_TOOL_HISTORY:]]
         said = scene.text[-_CLIPPED:]
-        made = [canonical(one.tool.name, one.arguments) for one in scene.calls if one.is_wanted]
-        if made:
-            said += f"\n(Called already: {', '.join(made)})"
+        for remark, is_told in (("Called already", _is_made), ("Failed", _has_failed)):
+            told = [canonical(one.tool.name, one.arguments) for one in scene.calls if is_told(one)]
+            if told:
+                said += f"\n({remark}: {', '.join(told)})"
         if scene.is_over:
             said += "\n(The person has finished. Write only the calls that are still needed.)"
         messages.append(_message("user", said))
@@ -342,6 +343,14 @@ def exchange(question: str, answer: str) -> list[Message]:
     """Return what a history keeps of a question and its answer; what is empty is left out."""
     parts = (("user", question), ("assistant", answer))
     return [_message(role, text) for role, text in parts if text]
+
+
+def _is_made(call: Call) -> bool:
+    return call.is_wanted and call.state != "failed"
+
+
+def _has_failed(call: Call) -> bool:
+    return call.state == "failed"
 
 
 def _message(role: str, content: str) -> dict[str, str]:

@@ -175,6 +175,13 @@ def spoken_by(
     return whole.audio, Heard(problem, whole.words, len(whole.audio) / sample_rate)
 
 
+def chunk_ends(end_s: float, chunk_s: float) -> list[float]:
+    """Return when the chunks of a speech of ``end_s`` seconds end; the last may be shorter."""
+    length_s = exact(chunk_s)
+    number = max(num_begun(end_s, length_s), 1)
+    return [*(border_s(place + 1, length_s) for place in range(number - 1)), end_s]
+
+
 def chunks(heard: Heard, chunk_s: float, held_back: int = 0) -> list[Chunk]:
     """Cut the speech into chunks; the last may be shorter.
 
@@ -186,9 +193,8 @@ def chunks(heard: Heard, chunk_s: float, held_back: int = 0) -> list[Chunk]:
         held_back: Last words of a chunk that belong to the next one, as those of a recogniser that
             is not sure of them yet.
     """
-    length_s = exact(chunk_s)
-    number = max(num_begun(heard.end_s, length_s), 1)
-    ends = [*(border_s(place + 1, length_s) for place in range(number - 1)), heard.end_s]
+    ends = chunk_ends(heard.end_s, chunk_s)
+    number = len(ends)
     clause_ends = list(accumulate(len(clause.words) for clause in heard.problem.clauses))
     cut = []
     start_s = 0.0

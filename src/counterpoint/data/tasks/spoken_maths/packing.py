@@ -1,15 +1,18 @@
 """Rows of spoken problems: laid out problems are cut, packed, and put side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from counterpoint.errors import UserError
+from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch, join_batches
 from counterpoint.streams.rounds import Places
 from counterpoint.streams.spec import UNSET_ID, Layout, Role, Stream
@@ -66,6 +69,85 @@ def ended_words(places: Places, problems: Sequence[Told]) -> Int[Tensor, "B N"] 
     ended = torch.full_like(places.ids, UNSET_ID)
     ended[is_real & (places.ids == UNSET_ID)] = torch.cat(named)  # both in the order of the rows
     return ended
+
+
+def written_rows(layout: Layout, ids: Tensor, heard: Tensor, wanted: Tensor) -> Batch:
+    """Return rows for a system that writes one stream of words.
+
+    Args:
+        layout: Streams of the system. What is heard goes into the stream that it hears, or into the
+            written one if it hears none.
+        ids: Ids of shape (B, N) that are written, or read beside what is heard.
+        heard: What is heard, of the same shape, or vectors for each place.
+        wanted: The ids of the written stream that are targets, `UNSET_ID` elsewhere.
+    """
+    written = written_stream(layout).name
+    own = next(iter(layout.by_role(Role.HEARD)), None)
+    content = {written: ids}
+    if own is None:
+        content[written] = torch.where(heard == UNSET_ID, ids, heard)
+    else:
+        content[own.name] = heard
+    batch = schedule.lay_out(layout, content)
+    targets = schedule.lay_out(layout, {**content, written: wanted}).targets
+    return replace(batch, targets=targets, elements={})
+
+
+class ToldRows:
+    """Rows, each filled with items of its own.
+
+    Args:
+        num_rows: Number of rows.
+        row_ticks: Ticks of a row.
+        least_ticks: What an item takes at least; so many numbers of items belong to a row.
+        told: Returns the item of a number.
+        laid_out: Returns items as rows of their own lengths.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        row_ticks: int,
+        least_ticks: int,
+        told: Callable[[int], Told],
+        laid_out: Callable[[Sequence[Told]], list[Batch]],
+    ) -> None:
+        self._num_rows = num_rows
+        self._row_ticks = row_ticks
+        self._most = row_ticks // least_ticks + 1
+        self._told = told
+        self._laid_out = laid_out
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
+        """Return the rows with these numbers.
+
+        Raises:
+            UserError: A row cannot hold an item.
+        """
+        told = [self._row(int(index)) for index in indices]
+        laid_out = self._laid_out([one for row in told for one in row])
+        rows = []
+        for row in told:
+            rows.append(packed(laid_out[: len(row)], self._row_ticks))
+            laid_out = laid_out[len(row) :]
+        return join_batches(rows)
+
+    def _row(self, index: int) -> list[Told]:
+        """Return the items of a row: as many as fit."""
+        filled: list[Told] = []
+        left = self._row_ticks
+        for number in range(index * self._most, (index + 1) * self._most):
+            one = self._told(number)
+            if one.length > left:
+                break
+            filled.append(one)
+            left -= one.length
+        if not filled:
+            raise UserError(f"`row_ticks` must hold an item: {self._row_ticks} is less than one.")
+        return filled
 
 
 def cut_row(batch: Batch, row: int, length: int) -> Batch:

@@ -37,12 +37,14 @@ from counterpoint.data.tasks.spoken_maths.hearing import (
 )
 from counterpoint.data.tasks.spoken_maths.packing import (
     Told,
+    ToldRows,
     cut_row,
     ended_words,
     heard_words,
     hearing_numbers,
     packed,
     side_by_side,
+    written_rows,
     written_stream,
 )
 from counterpoint.data.tasks.spoken_maths.problems import SpokenMaths
@@ -424,20 +426,11 @@ class PreparedMaths:
     def _rows(
         self, ids: Tensor, heard: Tensor, trained: Tensor, ended: Tensor | None = None
     ) -> Batch:
-        written = written_stream(self.layout).name
-        own = next(iter(self.layout.by_role(Role.HEARD)), None)
-        content = {written: ids}
-        if own is None:
-            content[written] = torch.where(heard == UNSET_ID, ids, heard)
-        else:
-            content[own.name] = heard
-        batch = schedule.lay_out(self.layout, content)
         wanted = ids.masked_fill(~trained, UNSET_ID)
         if ended is not None:  # what follows a frame is no target: another frame, or a mark
             before = ended[:, :-1]
             wanted[:, 1:] = torch.where(before == UNSET_ID, wanted[:, 1:], before)
-        targets = schedule.lay_out(self.layout, {**content, written: wanted}).targets
-        return replace(batch, targets=targets, elements={})
+        return written_rows(self.layout, ids, heard, wanted)
 
     def voiced(self, batch: Batch) -> Batch:
         """Return a batch with frames where it has their numbers."""
@@ -448,40 +441,26 @@ class PreparedMaths:
 
 
 class _PackedProblems:
-    """Rows, each filled with problems of its own."""
+    """Rows of problems, as they sound."""
 
     def __init__(self, prepared: PreparedMaths) -> None:
-        self._prepared = prepared
-        self._most = prepared.data.row_ticks // 24 + 1  # problems are longer than that
+        data = prepared.data
+        transcribed = data.sound is not None and data.sound.transcribed
+        self._voiced = prepared.voiced
+        self._packed = ToldRows(
+            data.num_rows,
+            data.row_ticks,
+            24,  # problems are longer than that
+            lambda number: prepared.told(data.heard(number), transcribed=transcribed),
+            prepared.laid_out,
+        )
 
     def __len__(self) -> int:
-        return self._prepared.data.num_rows
+        return len(self._packed)
 
     def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
         """Return the rows with these numbers."""
-        told = [self._row(int(index)) for index in indices]
-        laid_out = self._prepared.laid_out([one for row in told for one in row])
-        rows = []
-        for row in told:
-            rows.append(packed(laid_out[: len(row)], self._prepared.data.row_ticks))
-            laid_out = laid_out[len(row) :]
-        return self._prepared.voiced(join_batches(rows))
-
-    def _row(self, index: int) -> list[Told]:
-        """Return the problems of a row: as many as fit."""
-        data = self._prepared.data
-        transcribed = data.sound is not None and data.sound.transcribed
-        filled: list[Told] = []
-        left = data.row_ticks
-        for number in range(index * self._most, (index + 1) * self._most):
-            one = self._prepared.told(data.heard(number), transcribed=transcribed)
-            if one.length > left:
-                break
-            filled.append(one)
-            left -= one.length
-        if not filled:
-            raise UserError(f"`row_ticks` must hold a problem: {data.row_ticks} is less than one.")
-        return filled
+        return self._voiced(self._packed.rows(indices))
 
 
 class _HeldOutProblems:

@@ -1,0 +1,1 @@
+"""Spoken orders that lead to a call of a tool: rows of the tool-call layout of SHANKS."""

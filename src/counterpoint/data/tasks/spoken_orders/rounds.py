@@ -1,0 +1,161 @@
+"""What somebody thinks who hears an order chunk by chunk, calls the tool for it, and answers.
+
+A thought notes the values that have become determined, and calls the tool as soon as all are. A
+value is determined when the word after it has been heard: before that, "medium" may still become
+"medium roast", and "a latte" may go on with "no wait make that a mocha". So nothing that a speaker
+takes back is called. In words, cut after "dark roast latte":
+
+    round  could i have a medium dark roast latte [EOPA] size medium roast dark roast</think>
+    round  please [EOA] coffeeDrink latte<tool_call>{"name": ...}</tool_call>
+    round  <tool_response>{"ordered": ...}</tool_response> ordered</think> one medium dark ...[STOP]
+
+The response of a tool may also come late, as `ClockedDecoder` reads it then: the thought that
+called it is closed without the model, and the response stands before a later chunk, or after the
+last thought. The rounds assume that every thought has the time of a whole chunk.
+
+Source: SHANKS (arXiv:2510.06917), section 3.2 and figure 2, whose data are not public. Deviations:
+the thoughts come from a program that knows the order, and late responses are ours.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from counterpoint.data.tasks.spoken_maths.hearing import chunk_ends
+from counterpoint.data.tasks.spoken_tools import CORRECTIONS, SPOKEN, ToolRequest
+from counterpoint.data.tasks.tool_world import ORDER, SLOTS
+from counterpoint.streams.rounds import ANSWER, HEARD, MARK, RESPONSE, THOUGHT, Marks
+from counterpoint.streams.seconds import border_s, exact, num_complete
+
+ORDERED = " ordered"
+"""What is thought about the response."""
+
+_LAST_SLOT = SPOKEN[-1]  # every order has it, and says it last
+_TAKES_BACK = {words.split()[0] for words in CORRECTIONS}
+
+
+class OrderChunk(NamedTuple):
+    """A chunk of a spoken order.
+
+    Attributes:
+        start_s: Time at which it begins.
+        end_s: Time at which it is complete.
+        words: The words that end in it, also just then.
+    """
+
+    start_s: float
+    end_s: float
+    words: tuple[str, ...]
+
+
+def order_chunks(text: str, words_per_s: float, chunk_s: float) -> list[OrderChunk]:
+    """Cut an order into chunks.
+
+    Args:
+        text: What is said.
+        words_per_s: Words a second, all equally long.
+        chunk_s: Seconds of a chunk; the last may be shorter.
+    """
+    words = text.split()
+    word_s = 1 / exact(words_per_s)
+    chunks = []
+    start_s = 0.0
+    first = 0
+    for end_s in chunk_ends(border_s(len(words), word_s), chunk_s):
+        stop = num_complete(end_s, word_s)
+        chunks.append(OrderChunk(start_s, end_s, tuple(words[first:stop])))
+        start_s = end_s
+        first = stop
+    return chunks
+
+
+def determined(words: Sequence[str], *, is_over: bool) -> dict[str, str]:
+    """Return the values of an order that are determined by the words so far.
+
+    Args:
+        words: The words that were heard.
+        is_over: Whether no more will come.
+    """
+    found = {}
+    place = 0
+    while place < len(words):
+        slot, value = _value_at(words, place)
+        place += max(len(value.split()), 1)
+        following = words[place] if place < len(words) else ""
+        if slot and (following or is_over) and following not in _TAKES_BACK:
+            found[slot] = value
+    return {slot: found[slot] for slot in SPOKEN if slot in found}
+
+
+def _value_at(words: Sequence[str], place: int) -> tuple[str, str]:
+    """Return the slot of the longest value that is said from a word on, and the value."""
+    matches = [
+        (slot, value)
+        for slot in SPOKEN
+        for value in SLOTS[slot]
+        if [*words[place : place + len(value.split())]] == value.split()
+    ]
+    return max(matches, key=lambda match: len(match[1]), default=("", ""))
+
+
+def order_rounds(
+    request: ToolRequest, words_per_s: float, chunk_s: float, marks: Marks, late: int = 0
+) -> list[dict[str, str]]:
+    """Return the rounds of an order: the text of each part of `counterpoint.streams.rounds.ROUND`.
+
+    Args:
+        request: One of `generated_requests`.
+        words_per_s: Words a second.
+        chunk_s: Seconds of a chunk.
+        marks: Marks of the sequence.
+        late: Number of chunks after the one that closes the thought with the call until the
+            response comes; 0 if it comes during that thought. A call in the last thought is always
+            waited for.
+    """
+    chunks = order_chunks(request.text, words_per_s, chunk_s)
+    rounds: list[dict[str, str]] = []
+    words: list[str] = []
+    known: dict[str, str] = {}
+    response = ""
+    due = -1
+    for place, chunk in enumerate(chunks):
+        is_last = place == len(chunks) - 1
+        words += chunk.words
+        part = {HEARD: _spaced(chunk.words), MARK: marks.last if is_last else marks.part}
+        thought = ""
+        if place == due:
+            part[RESPONSE] = response
+            thought = ORDERED
+        now = determined(words, is_over=is_last)
+        thought += _spaced([f"{slot} {value}" for slot, value in now.items() if slot not in known])
+        is_called = _LAST_SLOT in now and _LAST_SLOT not in known
+        known = now
+        if is_called:
+            rounds.append(part | {THOUGHT: thought + written_call(now, marks)})
+            response = marks.response + json.dumps({"ordered": now}) + marks.response_end
+            if late and not is_last:
+                due = place + 1 + late
+                rounds.append({MARK: marks.close})  # not by the model: its time is over
+                continue
+            part = {RESPONSE: response}
+            thought = ORDERED
+        rounds.append(part | {THOUGHT: thought + marks.close})
+    if due >= len(chunks):
+        rounds.append({RESPONSE: response, THOUGHT: ORDERED + marks.close})
+    rounds[-1][ANSWER] = f"{answer_to(known)}{marks.stop}"
+    return rounds
+
+
+def written_call(arguments: Mapping[str, str], marks: Marks) -> str:
+    """Return the call of an order as a model writes it."""
+    written = json.dumps({"name": ORDER, "arguments": dict(arguments)})
+    return f"{marks.call}{written}{marks.call_end}"
+
+
+def answer_to(arguments: Mapping[str, str]) -> str:
+    """Return the answer to an order that was made."""
+    return _spaced(["one", *arguments.values(), "coming"])
+
+
+def _spaced(words: Sequence[str]) -> str:
+    return "".join(f" {word}" for word in words)

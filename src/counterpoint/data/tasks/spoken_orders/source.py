@@ -1,0 +1,198 @@
+"""Spoken orders as training data for systems that hear, think, and call tools.
+
+A row holds as many orders as fit. A system that hears words in a stream of their own gets them
+there; any other system of text reads them in the stream that it writes, where they carry no loss,
+and so do marks and responses of tools.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from counterpoint.config_json import encode
+from counterpoint.data.loader import HeldOutRows, Loader
+from counterpoint.data.source import ALONE, Preparation
+from counterpoint.data.tasks.items import HELD_OUT_SEED
+from counterpoint.data.tasks.spoken_maths.packing import (
+    Told,
+    ToldRows,
+    cut_row,
+    written_rows,
+    written_stream,
+)
+from counterpoint.data.tasks.spoken_orders.rounds import order_rounds
+from counterpoint.data.tasks.spoken_orders.words import OrderWords, opened_order_words
+from counterpoint.data.tasks.spoken_tools import ToolRequest, generated_request
+from counterpoint.digests import json_digest
+from counterpoint.errors import UserError
+from counterpoint.streams import schedule
+from counterpoint.streams.batch import Batch
+from counterpoint.streams.rounds import Marks, lay_out_rounds
+from counterpoint.streams.spec import UNSET_ID, Layout, Role
+
+_LATEST = 2  # chunks by which a response is late at most
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpokenOrdersData:
+    """Spoken orders with thoughts, calls and responses, in words; a `DataSource`.
+
+    Attributes:
+        words_per_s: Speaking rate.
+        pace_spread: Share of the rate by which it differs at most between orders.
+        chunk_s: Seconds of a chunk.
+        late: Share of the calls whose response comes one or two chunks late; see `order_rounds`.
+        row_ticks: Number of ticks of a row.
+        num_rows: Number of rows to learn from.
+        num_held_out: Number of held-out rows of one order each.
+        seed: Seed of the orders.
+        marks: Marks of the sequence.
+    """
+
+    words_per_s: float = 2.8
+    pace_spread: float = 0.15
+    chunk_s: float = 2.0
+    late: float = 0.25
+    row_ticks: int = 512
+    num_rows: int = 100_000
+    num_held_out: int = 64
+    seed: int = 0
+    marks: Marks = field(default_factory=Marks)
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.pace_spread < 1 and 0 <= self.late <= 1):
+            raise UserError(
+                "`pace_spread` must be at least 0 and below 1, and `late` from 0 to 1: got "
+                f"{self.pace_spread} and {self.late}."
+            )
+
+    @property
+    def words(self) -> OrderWords:
+        """How texts become ids."""
+        return opened_order_words(self.marks)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens that a model writes in a second: a chunk has time for notes and a call."""
+        return 40.0
+
+    @property
+    def answer_tokens(self) -> int:
+        """Largest number of tokens of an answer; the longest right one has 10."""
+        return 20
+
+    @staticmethod
+    def fits(layout: Layout) -> bool:
+        """Return whether a system writes the words and hears no features; see `DataSource.fits`."""
+        hears_words = all(stream.is_discrete for stream in layout.by_role(Role.HEARD))
+        return (
+            len(layout.predicted) == 1
+            and hears_words
+            and written_stream(layout).sizes[0] >= len(OrderWords())
+        )
+
+    def num_ticks(self, layout: Layout) -> int:
+        """Return the number of ticks of a row; a `DataSource` method."""
+        return self.row_ticks
+
+    def prepare(self, system: Any, how: Preparation = ALONE) -> "PreparedOrders":
+        """Return the rows for a system; nothing is cached; see `DataSource.prepare`.
+
+        Raises:
+            UserError: The system cannot write or hear the words.
+        """
+        if not self.fits(system.layout):
+            raise UserError(
+                f"A system must write one stream of at least {len(self.words)} ids, and hear words "
+                "if it hears anything, to learn spoken orders. Take `vocab_size` from "
+                "`SpokenOrdersData.words`."
+            )
+        return PreparedOrders(self, system.layout)
+
+    def request(self, number: int, *, held_out: bool = False) -> ToolRequest:
+        """Return an order."""
+        return generated_request(self._seed(held_out=held_out), number)
+
+    def rounds(self, number: int, *, held_out: bool = False) -> list[dict[str, str]]:
+        """Return the rounds of an order, as texts; see `order_rounds`."""
+        rng = Random(f"pace {self._seed(held_out=held_out)} {number}")
+        rate = self.words_per_s * rng.uniform(1 - self.pace_spread, 1 + self.pace_spread)
+        late = rng.randint(1, _LATEST) if rng.random() < self.late else 0
+        request = self.request(number, held_out=held_out)
+        return order_rounds(request, rate, self.chunk_s, self.marks, late)
+
+    def _seed(self, *, held_out: bool) -> int:
+        return self.seed + (HELD_OUT_SEED if held_out else 0)
+
+
+class PreparedOrders:
+    """Rows of orders; a `counterpoint.data.source.PreparedSource`.
+
+    Args:
+        data: The data.
+        layout: Streams of the system.
+    """
+
+    def __init__(self, data: SpokenOrdersData, layout: Layout) -> None:
+        self.data = data
+        self.layout = layout
+
+    def batches(self, batch_rows: int, seed: int, rank: int = 0, world_size: int = 1) -> Loader:
+        """Return the training batches, step by step; for the arguments see `Loader`."""
+        data = self.data
+        rows = ToldRows(data.num_rows, data.row_ticks, 24, self.told, self.laid_out)
+        return Loader(rows, batch_rows, seed, rank, world_size)
+
+    def held_out_units(self) -> HeldOutRows | None:
+        """Return the held-out orders, or ``None`` if there are none."""
+        return HeldOutRows(_HeldOutOrders(self)) if self.data.num_held_out else None
+
+    def describe(self) -> str:
+        """Return a phrase that says how much data there is."""
+        return (
+            f"spoken orders with calls of a tool, rows of {self.data.row_ticks} ticks, "
+            f"{self.data.num_held_out} orders held out"
+        )
+
+    @property
+    def fingerprint(self) -> Mapping[str, Mapping[str, Any]]:
+        """Digest of the training data: of the options and the first order."""
+        facts = {"first": self.data.rounds(0), "data": encode(self.data)}
+        return {"orders": {"train": json_digest(facts)}}
+
+    def told(self, number: int, *, held_out: bool = False) -> Told:
+        """Return an order as the ids of its rounds."""
+        encoded = self.data.words.encode
+        rounds = [
+            {name: torch.from_numpy(encoded(text)) for name, text in one.items()}
+            for one in self.data.rounds(number, held_out=held_out)
+        ]
+        num_elements = sum(len(ids) for one in rounds for ids in one.values())
+        return Told(schedule.next_column(self.layout, num_elements) - 1, rounds)
+
+    def laid_out(self, orders: Sequence[Told]) -> list[Batch]:
+        """Return orders as rows, each of its own length; only what the model writes is a target."""
+        places = lay_out_rounds([one.rounds for one in orders])
+        wanted = places.ids.masked_fill(~places.trained, UNSET_ID)
+        batch = written_rows(self.layout, places.ids, places.heard, wanted)
+        return [cut_row(batch, row, one.length) for row, one in enumerate(orders)]
+
+
+class _HeldOutOrders:
+    """Held-out orders, one a row."""
+
+    def __init__(self, prepared: PreparedOrders) -> None:
+        self._prepared = prepared
+
+    def __len__(self) -> int:
+        return self._prepared.data.num_held_out
+
+    def rows(self, indices: Int[np.ndarray, " B"]) -> Batch:
+        """Return the orders with these numbers, which must be one."""
+        (index,) = indices
+        return self._prepared.laid_out([self._prepared.told(int(index), held_out=True)])[0]

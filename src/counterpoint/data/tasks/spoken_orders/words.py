@@ -1,0 +1,65 @@
+"""The texts of spoken orders as ids: words, pieces of JSON and marks, whose texts join exactly."""
+
+import json
+import re
+from functools import cache
+
+import numpy as np
+from jaxtyping import Int
+
+from counterpoint.data.tasks.spoken_orders.rounds import ORDERED, answer_to, written_call
+from counterpoint.data.tasks.spoken_tools import CORRECTIONS, ENDINGS, OPENINGS, SPOKEN
+from counterpoint.data.tasks.tool_world import SLOTS
+from counterpoint.streams.rounds import Marks
+
+_UNKNOWN = "<unknown>"
+
+
+class OrderWords:
+    """The pieces of spoken orders as ids; id 0 fills rows up, and id 1 is any unknown piece.
+
+    A piece is a mark, a word, or punctuation, the latter two with the blank before them. What an
+    order cannot contain, such as why a tool has failed, becomes the unknown piece.
+    """
+
+    identity = "orders"
+
+    def __init__(self, marks: Marks | None = None) -> None:
+        own = marks or Marks()
+        every = [own.part, own.last, own.close, own.interrupt, own.stop]
+        every += [own.call, own.call_end, own.response, own.response_end]
+        named = "|".join(map(re.escape, every))
+        self._piece = re.compile(rf"{named}|\s?\w+|\s?(?:(?!{named})[^\w\s])+")
+        told = [piece for text in _texts(own) for piece in self._piece.findall(text)]
+        self.pieces = ("<pad>", _UNKNOWN, *dict.fromkeys((*every, *told)))
+        self._ids = {piece: number for number, piece in enumerate(self.pieces)}
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def encode(self, text: str) -> Int[np.ndarray, " n"]:
+        """Return the ids of a text."""
+        unknown = self._ids[_UNKNOWN]
+        found = [self._ids.get(piece, unknown) for piece in self._piece.findall(text)]
+        return np.array(found, np.int64)
+
+    def decode(self, ids: Int[np.ndarray, " n"]) -> str:
+        """Return the text of ids."""
+        return "".join(self.pieces[number] for number in ids.tolist())
+
+
+def _texts(marks: Marks) -> list[str]:
+    """Return texts that hold every piece that an order can have."""
+    said = [f" {words}" for words in (*OPENINGS, *CORRECTIONS, *ENDINGS)]
+    single = [{slot: value} for slot in SPOKEN for value in SLOTS[slot]]
+    orders = [*single, {slot: SLOTS[slot][0] for slot in SPOKEN}]
+    for order in orders:
+        said += [f" {slot} {value}" for slot, value in order.items()]
+        said += [written_call(order, marks), json.dumps({"ordered": order}), answer_to(order)]
+    return [*said, ORDERED]
+
+
+@cache
+def opened_order_words(marks: Marks) -> OrderWords:
+    """Return how orders become ids; they are found once for the same marks."""
+    return OrderWords(marks)

@@ -1,0 +1,280 @@
+"""Spoken orders in the tool-call layout: when a call is written, what is trained, what is read."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from counterpoint.data.source import DataSource
+from counterpoint.data.tasks.spoken_orders.rounds import determined, order_chunks, order_rounds
+from counterpoint.data.tasks.spoken_orders.source import PreparedOrders, SpokenOrdersData
+from counterpoint.data.tasks.spoken_orders.words import OrderWords
+from counterpoint.data.tasks.spoken_tools import ToolRequest, generated_requests
+from counterpoint.data.tasks.tool_world import ORDER, OrderWorld
+from counterpoint.errors import UserError
+from counterpoint.recipes.shanks_tools_small import shanks_tools_small
+from counterpoint.runtime.cascade.calls import Calls
+from counterpoint.runtime.cascade.clocked_calls import ClockedCalls
+from counterpoint.runtime.cascade.lanes import TimedLane
+from counterpoint.runtime.clocked import ClockConfig, ClockedDecoder, Proposal
+from counterpoint.runtime.clocks import Response, SimulatedClock, Tools
+from counterpoint.runtime.thinker import Vocabulary
+from counterpoint.streams.rounds import ANSWER, HEARD, RESPONSE, ROUND, THOUGHT, WRITTEN, Marks
+from counterpoint.streams.spec import UNSET_ID
+from counterpoint.systems.shanks import Shanks, ShanksConfig, small
+from counterpoint.train.run import Run
+from tests.runtime.cascade.scripted import FakeClock
+from tests.systems import tiny_models
+
+MARKS = Marks()
+WORDS = OrderWords()
+REQUESTS = generated_requests(0, 60)
+DATA = SpokenOrdersData(row_ticks=384, num_held_out=3)
+
+
+def model() -> Shanks:
+    torch.manual_seed(0)
+    made = Shanks(ShanksConfig(tower=tiny_models.tower(8, 1, 1, 512), vocab_size=len(WORDS)))
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return made
+
+
+def called_in(rounds: Sequence[dict[str, str]]) -> int:
+    """Return the number of the chunk whose thought calls the tool."""
+    (place,) = [place for place, one in enumerate(rounds) if MARKS.call in one.get(THOUGHT, "")]
+    return sum(HEARD in one for one in rounds[: place + 1]) - 1
+
+
+def arguments_of(rounds: Sequence[dict[str, str]]) -> Any:
+    (thought,) = [one[THOUGHT] for one in rounds if MARKS.call in one.get(THOUGHT, "")]
+    written = json.loads(thought.removesuffix(MARKS.call_end).rpartition(MARKS.call)[2])
+    assert written["name"] == ORDER
+    return written["arguments"]
+
+
+@pytest.mark.parametrize(
+    ("said", "is_over", "values"),
+    [
+        ("a medium", False, {}),  # it may become a medium roast
+        ("a medium", True, {"size": "medium"}),
+        ("a medium roast", False, {}),
+        ("a medium roast latte", False, {"roast": "medium roast"}),
+        ("a medium dark", False, {"size": "medium"}),
+        ("a latte", False, {}),
+        ("a latte please", False, {"coffeeDrink": "latte"}),
+        ("a latte no", False, {}),
+        ("a latte no wait make that a mocha", False, {}),
+        ("a latte no wait make that a mocha", True, {"coffeeDrink": "mocha"}),
+        ("a latte actually no a drip coffee and", False, {"coffeeDrink": "drip coffee"}),
+        ("a drip", True, {}),
+        ("", True, {}),
+    ],
+)
+def test_value_is_determined_by_the_word_after_it(
+    said: str, is_over: bool, values: dict[str, str]
+) -> None:
+    assert determined(said.split(), is_over=is_over) == values
+
+
+def test_word_that_ends_with_a_chunk_is_heard_in_it() -> None:
+    chunks = order_chunks("one two three four five six seven", 2.0, 1.5)
+    assert [chunk.words for chunk in chunks] == [
+        ("one", "two", "three"), ("four", "five", "six"), ("seven",),
+    ]  # fmt: skip
+    assert [(chunk.start_s, chunk.end_s) for chunk in chunks] == [(0, 1.5), (1.5, 3.0), (3.0, 3.5)]
+
+
+@pytest.mark.parametrize("late", [0, 1, 2])
+@pytest.mark.parametrize(("words_per_s", "chunk_s"), [(2.0, 0.5), (2.0, 2.0), (2.8, 1.3), (3.0, 9)])
+def test_call_is_written_in_the_first_chunk_that_determines_all_arguments(
+    words_per_s: float, chunk_s: float, late: int
+) -> None:
+    for request in REQUESTS:
+        (call,) = request.calls
+        rounds = order_rounds(request, words_per_s, chunk_s, MARKS, late)
+        assert arguments_of(rounds) == call.arguments
+        heard = [len(one[HEARD].split()) for one in rounds if HEARD in one]
+        assert sum(heard) == len(request.text.split())
+        place = called_in(rounds)
+        assert sum(heard[: place + 1]) > call.known_words
+        assert sum(heard[:place]) <= call.known_words
+        assert sum(RESPONSE in one for one in rounds) == sum(ANSWER in one for one in rounds) == 1
+        assert ANSWER in rounds[-1]
+
+
+def test_texts_of_orders_are_known_and_join_exactly() -> None:
+    assert isinstance(WORDS, Vocabulary)
+    for number in range(300):
+        for text in (text for one in DATA.rounds(number) for text in one.values()):
+            ids = WORDS.encode(text)
+            assert WORDS.decode(ids) == text
+            assert 1 not in ids
+    told = WORDS.encode("<tool_response>OSError: busy</tool_response>")
+    assert told[0] == WORDS.encode(MARKS.response)
+    assert (told[1:-1] == 1).all()
+    assert len(WORDS.encode(MARKS.interrupt)) == 1
+
+
+def test_orders_are_functions_of_their_numbers() -> None:
+    assert isinstance(DATA, DataSource)
+    assert DATA.rounds(3) == SpokenOrdersData(row_ticks=99).rounds(3)
+    assert DATA.rounds(3) != DATA.rounds(4)
+    assert DATA.request(3) != DATA.request(3, held_out=True)
+    prepared = DATA.prepare(model())
+    first = prepared.batches(2, 0).batch(5)
+    assert torch.equal(
+        first.ticks[THOUGHT], DATA.prepare(model()).batches(2, 0).batch(5).ticks[THOUGHT]
+    )
+    assert prepared.fingerprint != SpokenOrdersData(seed=1).prepare(model()).fingerprint
+
+
+def test_loss_is_on_thoughts_calls_and_answers_alone() -> None:
+    """The targets are what the model writes, each one place after what it has read."""
+    system = model()
+    prepared = PreparedOrders(DATA, system.layout)
+    for number in range(20):
+        rounds = DATA.rounds(number)
+        (batch,) = prepared.laid_out([prepared.told(number)])
+        targets = batch.targets[THOUGHT].flatten()
+        written = "".join(
+            one[name] for one in rounds for name in ROUND if name in WRITTEN and name in one
+        )
+        assert WORDS.decode(targets[targets != UNSET_ID].numpy()) == written
+        assert MARKS.response not in written
+        assert MARKS.call in written
+        everything = "".join(one[name] for one in rounds for name in ROUND if name in one)
+        ids = torch.from_numpy(WORDS.encode(everything))
+        assert batch.size == len(WORDS.encode(written))
+        places = (targets != UNSET_ID).nonzero().flatten()
+        assert torch.equal(ids[1:][places], targets[places])
+    assert system.losses(batch)[THOUGHT].nats.isfinite()
+
+
+def test_response_moves_what_follows_it_and_no_target() -> None:
+    system = model()
+    prepared = PreparedOrders(DATA, system.layout)
+    told = prepared.told(0)
+    other = [dict(one) for one in told.rounds]
+    place = next(place for place, one in enumerate(other) if RESPONSE in one)
+    other[place][RESPONSE] = other[place][RESPONSE].flip(0)
+    one, changed = (prepared.laid_out([told._replace(rounds=r)])[0] for r in (told.rounds, other))
+    assert torch.equal(one.targets[THOUGHT], changed.targets[THOUGHT])
+    assert system.losses(one)[THOUGHT].nats != system.losses(changed)[THOUGHT].nats
+
+
+class Reciter:
+    """Writes the thoughts and the answer of an order, and keeps all that it reads."""
+
+    def __init__(self, rounds: Sequence[dict[str, str]]) -> None:
+        text = "".join(one.get(name, "") for one in rounds for name in (THOUGHT, ANSWER))
+        self.ahead = WORDS.encode(text).tolist()
+        self.context = ""
+        self.proposed = ""
+        self.num_chunks = 0
+
+    def hear(self, content: Any) -> None:
+        self.num_chunks += 1
+        self.context += content
+
+    def read(self, text: str) -> None:
+        self.context += text
+        if text == self.proposed:  # and not a mark that the decoder writes
+            self.ahead.pop(0)
+        self.proposed = ""
+
+    def propose(self) -> Proposal:
+        self.proposed = WORDS.decode(np.array(self.ahead[:1]))
+        return Proposal(self.proposed)
+
+
+class LateTools:
+    """Answers a call so many chunks late, or when it is waited for after the speech."""
+
+    def __init__(self, reciter: Reciter, rounds: Sequence[dict[str, str]], late: int) -> None:
+        (text,) = [one[RESPONSE] for one in rounds if RESPONSE in one]
+        self.text = text.removeprefix(MARKS.response).removesuffix(MARKS.response_end)
+        self.reciter = reciter
+        self.late = late
+        self.due: int | None = None
+        self.is_over = False
+        self.is_awaited = False
+
+    def start(self, call: int, text: str, now_s: float) -> None:
+        self.due = self.reciter.num_chunks + self.late
+
+    def end_speech(self, now_s: float) -> None:
+        self.is_over = True
+
+    def wait(self, until_s: float) -> float:
+        self.is_awaited = self.is_over
+        return 0.0 if self.is_awaited else until_s
+
+    def arrived(self, now_s: float) -> Sequence[Response]:
+        # This is asked before the next chunk is heard.
+        if self.due is None or not (self.is_awaited or self.reciter.num_chunks >= self.due):
+            return ()
+        self.due = None
+        return (Response(0, self.text),)
+
+
+def decoded(request: ToolRequest, late: int) -> tuple[str, str, ClockedDecoder, OrderWorld]:
+    """Let a decoder hear an order; return what it read and wrote, and the row of the order."""
+    rounds = order_rounds(request, 2.8, 2.0, MARKS, late)
+    row = "".join(one[name] for one in rounds for name in ROUND if name in one)
+    config = ClockConfig(chunk_s=2.0, tokens_per_s=DATA.tokens_per_s)
+    clock = SimulatedClock(config.tokens_per_s)
+    world = OrderWorld()
+    reciter = Reciter(rounds)
+    calls = ClockedCalls(Calls(world.tools(), lambda: TimedLane(FakeClock())), clock)
+    tools: Tools = LateTools(reciter, rounds, late) if late else calls
+    decoder = ClockedDecoder(reciter, config, clock, tools)
+    chunks = order_chunks(request.text, 2.8, 2.0)
+    for place, chunk in enumerate(chunks):
+        content = "".join(f" {word}" for word in chunk.words)
+        decoder.hear(content, chunk.start_s, chunk.end_s, last=place == len(chunks) - 1)
+    return reciter.context, row, decoder, world
+
+
+@pytest.mark.parametrize("late", [0, 1, 2])
+def test_row_is_what_a_decoder_reads_and_writes(late: int) -> None:
+    num_early = 0
+    for request in REQUESTS[:20]:
+        context, row, decoder, world = decoded(request, late)
+        assert context == row
+        (call,) = decoder.timeline.where(kind="call")
+        assert call.payload["ok"]
+        num_early += call.payload["early"]
+        if not late:  # the call was parsed, and made in a world
+            assert [*world.in_force] == [(one.name, one.arguments) for one in request.calls]
+        closers = [one.payload["closed"] for one in decoder.timeline.where(kind="thought")]
+        assert "budget" not in closers
+        assert ("clock" in closers) == bool(late and call.payload["early"])
+    assert 0 < num_early < 20
+
+
+def test_recipe_learns_from_orders() -> None:
+    run = shanks_tools_small()
+    assert isinstance(run, Run)
+    assert isinstance(run.data, SpokenOrdersData)
+    prepared = run.data.prepare(Shanks(small()))
+    batch = prepared.batches(2, 0).batch(0)
+    assert batch.ticks[THOUGHT].shape == (2, 384)
+    held_out = prepared.held_out_units()
+    assert held_out is not None
+    assert len([*held_out.batches(0)]) == 1
+    assert "orders" in prepared.describe()
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(UserError, match="`late` from 0 to 1"):
+        SpokenOrdersData(late=1.5)
+    with pytest.raises(UserError, match="`pace_spread` must be"):
+        SpokenOrdersData(pace_spread=1.0)
+    with pytest.raises(UserError, match="at least 114 ids"):
+        DATA.prepare(Shanks(ShanksConfig(tower=tiny_models.tower(8, 1, 1, 512), vocab_size=100)))
+    with pytest.raises(UserError, match="`row_ticks` must hold an item"):
+        SpokenOrdersData(row_ticks=20).prepare(model()).batches(1, 0).batch(0)
