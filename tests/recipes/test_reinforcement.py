@@ -65,8 +65,8 @@ def test_data_fit_and_refuse(tmp_path: Path) -> None:
     assert prepared.held_out_units() is None
     assert prepared.fingerprint != replace(data, reward="process").prepare(model).fingerprint
     assert prepared.fingerprint == replace(data, folder="elsewhere").prepare(model).fingerprint
-    with pytest.raises(UserError, match="one process"):
-        prepared.batches(4, 0, 0, 2)
+    with pytest.raises(UserError, match="multiple of 4, .* number of processes: got 6"):
+        prepared.batches(6, 0, 0, 2)
     unconnected = prepared.batches(4, 0)
     attach(unconnected, model)
     with pytest.raises(UserError, match="must have `roll_out`"):
