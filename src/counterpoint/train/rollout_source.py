@@ -349,8 +349,8 @@ class RolloutSource:
         return torch.cat(self._world.from_all(own.cpu())).to(own.device)
 
     def _together(
-        self, rollouts: Rollouts, outcomes: Sequence[Verified]
-    ) -> tuple[Rollouts, Sequence[Verified]]:
+        self, rollouts: Rollouts, outcomes: list[Verified]
+    ) -> tuple[Rollouts, list[Verified]]:
         """Return what all processes wrote, with its outcomes, in every process."""
         if self._world.size == 1:
             return rollouts, outcomes
