@@ -93,7 +93,7 @@ def test_scores_are_those_of_what_was_written() -> None:
     texts = [["x", "y"], *([item.solution, "#?\n"] for item in items[1:])]
     scores = solution_scores(
         [
-            Attempts(item, own, [judge(item, text) for text in own])
+            Attempts(item, own, [judge(item, text) for text in own], [[] for _ in own])
             for item, own in zip(items, texts, strict=True)
         ]
     )
