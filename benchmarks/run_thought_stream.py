@@ -12,10 +12,10 @@ from counterpoint.files import write_json
 from counterpoint.recipes.cells import read_records
 from counterpoint.recipes.thought_stream import (
     declaration,
-    report_thought_stream,
     run_thought_stream,
     thought_stream_study,
 )
+from counterpoint.recipes.thought_stream_report import report_thought_stream
 
 
 def main() -> None:

@@ -65,8 +65,8 @@ def test_data_fit_and_refuse(tmp_path: Path) -> None:
     assert prepared.held_out_units() is None
     assert prepared.fingerprint != replace(data, reward="process").prepare(model).fingerprint
     assert prepared.fingerprint == replace(data, folder="elsewhere").prepare(model).fingerprint
-    with pytest.raises(UserError, match="one process"):
-        prepared.batches(4, 0, 0, 2)
+    with pytest.raises(UserError, match="multiple of 4, .* number of processes: got 6"):
+        prepared.batches(6, 0, 0, 2)
     unconnected = prepared.batches(4, 0)
     attach(unconnected, model)
     with pytest.raises(UserError, match="must have `roll_out`"):
@@ -93,7 +93,7 @@ def test_scores_are_those_of_what_was_written() -> None:
     texts = [["x", "y"], *([item.solution, "#?\n"] for item in items[1:])]
     scores = solution_scores(
         [
-            Attempts(item, own, [judge(item, text) for text in own])
+            Attempts(item, own, [judge(item, text) for text in own], [[] for _ in own])
             for item, own in zip(items, texts, strict=True)
         ]
     )

@@ -7,20 +7,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from counterpoint.data.loader import Loader
+from counterpoint.data.tasks.prompts import END_ID, item_prompt, written_text
+from counterpoint.data.tasks.reasoning.aside import are_thoughts
+from counterpoint.data.tasks.source import label_stream, labels
+from counterpoint.data.text.tokenizer import ByteTokenizer
 from counterpoint.errors import UserError
+from counterpoint.evaluate.attempts import written_labels
 from counterpoint.progress import Progress
 from counterpoint.recipes import stacks, thought_stream
 from counterpoint.recipes.cells import read_records, write_records
+from counterpoint.recipes.stacks import recorded_run
 from counterpoint.recipes.thought_stream import (
     ThoughtStream,
     declaration,
-    report_thought_stream,
+    questions,
     run_thought_stream,
+    scored,
     thinker_run,
     thinkers,
+    thought_ledger,
     thought_stream_study,
 )
+from counterpoint.recipes.thought_stream_report import completeness, report_thought_stream
+from counterpoint.runtime.rollouts import roll_out
+from counterpoint.systems import build_system, sketch
 from counterpoint.train.loop import DivergedError
 from tests.test_architecture import ROOT
 
@@ -81,9 +94,20 @@ def test_study_is_run_and_reported(tmp_path: Path) -> None:
     records = read_records(tmp_path / "thought_stream.parquet")
     assert len(records) == 2 * 5 * 2
     lines = report_thought_stream(study, tmp_path, records)
-    assert len(lines) == 2 + 2 + 2 * 5  # heads, floors, arms
-    assert lines[2].startswith("| constant answer | | ")
+    scores, ledgers = lines[: lines.index("")], lines[lines.index("") + 1 :]
+    assert len(scores) == 2 + 2 + 2 * 5  # heads, floors, arms
+    assert scores[2].startswith("| constant answer | | ")
+    assert len(ledgers) == 2 + 2 * (2 + 3 * 2)  # three of five arms are fine-tuned
+    older = [{k: v for k, v in one.items() if k not in ("thoughts", "ledger")} for one in records]
+    less = report_thought_stream(study, tmp_path, older)
+    assert less[len(scores) :] == lines[len(scores) :]  # a ledger can be counted afterwards
+    told = [line.split(" | ")[3] for line in less[4 : len(scores)]]
+    assert told == ["-"] * 5 + ["0.0 [0.0, 0.0]"] * 5
     assert (tmp_path / "thought_stream.json").is_file()
+    for cell in (tmp_path / "work" / "cells").glob("*seed1.parquet"):
+        write_records(cell, older[-1:])
+    run_thought_stream(study, tmp_path, "cpu", progress=Progress(quiet=True))
+    assert read_records(tmp_path / "thought_stream.parquet") == records
 
 
 def test_a_stopped_study_goes_on_and_gives_the_same_records(
@@ -137,3 +161,62 @@ def test_a_stopped_study_goes_on_and_gives_the_same_records(
     study = replace(study, tuning_steps=2)
     with pytest.raises(UserError, match="begun with another study.tuning_steps"):
         run(tmp_path / "stopped")
+
+
+def test_ledger_is_what_the_batches_hold(tmp_path: Path) -> None:
+    """Counted from the deal, it agrees with the recorded batches, whose padding is no token."""
+    study = replace(tiny(), tuning_steps=3)
+    for kind, _ in study.systems:
+        one = next(one for one in thinkers(study, kind) if one.times == 1)
+        seen = set[bytes]()
+        for own, entry in zip(
+            (replace(one, times=0), one), thought_ledger(study, one), strict=True
+        ):
+            run = thinker_run(study, own)
+            batches = recorded_run(run, tmp_path)
+            rows = [row.tobytes() for row in batches.ticks["part"].numpy()]
+            assert entry.rows == entry.items == len(rows)
+            assert entry.unique_items == len({*rows} - seen)
+            seen |= {*rows}
+            carries = batches.targets["part"] >= 0
+            if kind == "aside":
+                carries = carries | (batches.targets["whole_text"] >= 0).any(-1)
+            assert entry.targets == int(carries.sum())
+            assert entry.phase == ("fine-tuning" if own.times else "pre-training")
+            task = run.data.task  # type: ignore[union-attr]
+            loader = run.data.prepare(sketch(run.system)).batches(4, own.seed)
+            assert isinstance(loader, Loader)
+            numbers = loader.at(range(len(rows)))
+            assert entry.tokens == sum(len(task.item(0, int(n)).text) for n in numbers)
+
+
+def test_thoughts_of_the_whole_are_told_from_others() -> None:
+    """A model that is given the true thoughts has written them; with another label it has not."""
+    study = replace(tiny(), num_items=3)
+    system = build_system(dict(study.systems)["aside"], seed=0).eval()
+    layout = system.layout
+    whole = label_stream(layout)
+    assert whole is not None
+    for item in scored(study, "aside"):
+        ids = [ByteTokenizer().start_id, *item.text.encode()]
+        true = torch.from_numpy(labels(item, whole, len(ids)))[None]
+        told = {layout.part.name: torch.tensor([ids]), whole.name: true}
+        prompt = item_prompt(item, layout)
+        found = roll_out(system, [prompt], [0], most_ticks=64, end_id=END_ID, given=[told])
+        assert written_text(found.texts[0]) == item.solution
+        (written,) = written_labels(found, layout)
+        assert are_thoughts(item, written, layout.block_ticks)
+        place = written.index(item.whole[-1].text)
+        for wrong in (["x"], [], ["x", *written[place:]]):
+            other = [*written[:place], *wrong]
+            assert not are_thoughts(item, other, layout.block_ticks)
+
+
+def test_thoughts_in_line_are_judged_step_by_step() -> None:
+    study = replace(tiny(), num_items=3)
+    items = questions(study)
+    texts = [item.solution for item in items]
+    record = {"kind": "inline", "right": [True] * len(items)}
+    assert completeness(study, {**record, "texts": texts}) == [True] * len(items)
+    bare = [text[text.index("#") :] for text in texts]
+    assert completeness(study, {**record, "texts": bare}) == [False] * len(items)

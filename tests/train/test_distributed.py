@@ -11,8 +11,8 @@ from torch import nn
 from counterpoint.errors import UserError
 from counterpoint.train.checkpoint import checkpoint_paths, load_weights, read_manifest
 from counterpoint.train.distributed import World, pick_device, process_group, shard
-from tests.train.phased import train_phased
-from tests.train.tiny import rows
+from tests.train.phased import train_kept_rounds, train_phased
+from tests.train.tiny import rows, states_equal
 from tests.train.two_processes import (
     bigrams,
     moshi,
@@ -89,6 +89,33 @@ def test_two_processes_have_the_ledger_of_one(runs: Path, tmp_path: Path) -> Non
     assert two["num_processes"] == 2
     assert one["ledger"] == two["ledger"]
     assert len(one["ledger"]) == 6
+
+
+def test_two_processes_are_rewarded_like_one(runs: Path, tmp_path: Path) -> None:
+    """Each writes one of two groups; stopped within a round, they end like those that went on."""
+    train_kept_rounds(tmp_path)
+    assert_same_run(runs / "rewarded", tmp_path)
+    assert rows(runs / "stopped") == rows(runs / "rewarded")
+    folders = (tmp_path, runs / "rewarded", runs / "stopped")
+    one, two, stopped = (read_manifest(checkpoint_paths(folder)[0]) for folder in folders)
+    for found in (two, stopped):
+        assert found["num_processes"] == 2
+        assert found["ledger"] == one["ledger"]
+        assert found["progress"] == one["progress"]
+        assert found["counters"]["flops"] == one["counters"]["flops"]
+    assert states_equal(load_weights(runs / "stopped"), load_weights(runs / "rewarded"))
+    terms = [
+        [row["terms"] for row in rows(folder) if "reward" in row.get("terms", {})]
+        for folder in folders
+    ]
+    for name in ("reward", "policy", "kl"):
+        curves = [[own[name] for own in every] for every in terms]
+        assert curves[1] == pytest.approx(curves[0], rel=1e-4, abs=1e-6)
+        assert any(curves[0])
+    entry = one["ledger"][-1]
+    assert (entry["source"], entry["rows"], entry["unique_items"]) == ("rollouts", 32, 16)
+    assert 0 < entry["targets"] < entry["tokens"]
+    assert one["progress"][1] == [[1, [0, 0]]]
 
 
 def test_noise_of_another_number_of_parts_is_noted(runs: Path, tmp_path: Path) -> None:

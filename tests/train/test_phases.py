@@ -18,10 +18,8 @@ from safetensors.torch import load_file
 
 from counterpoint.config_json import decode, encode
 from counterpoint.data.mixture import Mixture
-from counterpoint.data.tasks.items import Item
 from counterpoint.data.tasks.reasoning.corpus import Reasoning
 from counterpoint.data.tasks.source import TaskData
-from counterpoint.data.tasks.verify import Verified
 from counterpoint.data.text.corpus import DataConfig, Folder, HubDataset, Parquet, Source
 from counterpoint.data.token_deal import MemberWeight
 from counterpoint.digests import sealed
@@ -31,7 +29,6 @@ from counterpoint.files import write_json
 from counterpoint.recipes.phased import Phase, placed
 from counterpoint.streams.spec import UNSET_ID
 from counterpoint.systems import sketch
-from counterpoint.train import rewarded
 from counterpoint.train.checkpoint import MANIFEST, checkpoint_paths, read_manifest
 from counterpoint.train.config import PhaseConfig, ScheduleConfig, TrainConfig
 from counterpoint.train.ledger import read_ledger
@@ -47,11 +44,16 @@ from counterpoint.train.phases import (
     PhasedBatches,
     PhaseSource,
 )
-from counterpoint.train.record import Record, StepNumbers, TrainState
-from counterpoint.train.reinforce import GroupConfig
-from counterpoint.train.rewarded import RewardedData
 from counterpoint.train.run import Run
-from tests.train.phased import ledger_of, phased, phases, sources, train_phased
+from tests.train.phased import (
+    ledger_of,
+    phased,
+    phases,
+    rewarded_phases,
+    sources,
+    train_phased,
+    train_rewarded,
+)
 from tests.train.tiny import rows, states_equal
 
 ROOT = Path(__file__).parents[2]
@@ -356,49 +358,13 @@ def test_folders_and_parquet_files_are_sources_by_name(tmp_path: Path) -> None:
         phased(sources=[*found, PhaseSource(name="other", data=other)], phases=[phase])
 
 
-def rewarded_phases() -> list[Phase]:
-    """Pre-training, and reinforcement whose reward is never certain."""
-    task = Reasoning(families=("listops",), operations=(1, 1), most_symbols=80)
-    group = GroupConfig(group_size=4, most_ticks=40, kl_weight=0.1, patience=50)
-    questions = RewardedData(task=task, group=group)
-    return [
-        replace(phases()[0], tokens=1300),
-        Phase(
-            name="rl",
-            rewarded=questions,
-            num_steps=4,
-            schedule=ScheduleConfig(warmup_steps=0, final_ratio=1.0),
-            reset_optimizer=True,
-        ),
-    ]
-
-
-class Lenient:
-    """Rewards odd lengths, so that a model without knowledge has something to learn."""
-
-    def __call__(self, item: Item, text: str) -> Verified:
-        return Verified(reward=float(len(text) % 2))
-
-
-def test_reinforcement_is_a_phase_that_resumes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reinforcement_is_a_phase_that_resumes(tmp_path: Path) -> None:
     """Stopped in the middle of it: the model before it, beside which it is held, is kept."""
-    monkeypatch.setattr(rewarded, "TimedVerifier", lambda verify, limit_s: Lenient())
-    whole = train_phased(tmp_path / "whole", phases=rewarded_phases())
-    first = whole.counters.step - 4
-    old = Record.step
-
-    def step(self: Record, state: TrainState, numbers: StepNumbers) -> None:
-        old(self, state, numbers)
-        if state.counters.step == first + 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Record, "step", step)
+    whole = train_rewarded(tmp_path / "whole")
+    stop = whole.counters.step - 1
     with pytest.raises(KeyboardInterrupt):
-        train_phased(tmp_path / "stopped", phases=rewarded_phases())
-    monkeypatch.setattr(Record, "step", old)
-    result = train_phased(tmp_path / "stopped", phases=rewarded_phases())
+        train_rewarded(tmp_path / "stopped", stop=stop)
+    result = train_rewarded(tmp_path / "stopped")
     assert rows(tmp_path / "stopped") == rows(tmp_path / "whole")
     assert ledger_of(result) == ledger_of(whole)
     weights = [load_file(r.checkpoint / "weights.safetensors") for r in (result, whole)]

@@ -19,7 +19,9 @@ from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID
 from counterpoint.systems import build_system
 from counterpoint.systems.contract import System
+from counterpoint.train import rollout_source
 from counterpoint.train.config import OptimizerConfig, TrainConfig
+from counterpoint.train.distributed import World
 from counterpoint.train.loop import Trainer, split_batch, train
 from counterpoint.train.reinforce import (
     GroupConfig,
@@ -27,7 +29,14 @@ from counterpoint.train.reinforce import (
     group_advantages,
     old_name,
 )
-from counterpoint.train.rollout_source import Asked, NoRewardError, RolloutSource, Verify
+from counterpoint.train.rollout_source import (
+    Asked,
+    NoRewardError,
+    Rollouts,
+    RolloutSource,
+    Verify,
+    join_rollouts,
+)
 from tests.systems.tiny_models import CONFIGS, randomised
 
 END = 4
@@ -437,6 +446,36 @@ def test_solutions_without_an_end_carry_no_loss() -> None:
 def test_wrong_settings_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         GroupConfig(**wrong)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_solutions_written_in_shares_are_those_written_together(name: str) -> None:
+    """The shares have other lengths, and are joined as rows of the longest one."""
+    system = model_of(name).eval()
+    questions = [source_of(system)._ask(number).prompt for number in (0, 0, 1, 1)]
+
+    def write(own: slice, seeds: range) -> Rollouts:
+        return roll_out(
+            system, questions[own], seeds[own], temperature=1.2, most_ticks=17, end_id=END
+        )
+
+    seeds = range(30, 34)
+    whole = write(slice(4), seeds)
+    shares = [write(own, seeds) for own in (slice(2), slice(2, 4))]
+    assert len({one.content["part"].shape[1] for one in shares}) == 2
+    joined = join_rollouts(shares, "part")
+    assert joined.texts == whole.texts
+    assert torch.equal(joined.ended, whole.ended)
+    for named, others in ((joined.content, whole.content), (joined.written, whole.written)):
+        assert named.keys() == others.keys()
+        assert all(torch.equal(ids, others[stream]) for stream, ids in named.items())
+
+
+def test_several_processes_need_a_whole_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout_source, "current_world", lambda device: World(size=2))
+    system = model_of("one stream")
+    with pytest.raises(UserError, match="must have `writer`, a whole copy of the model"):
+        source_of(system).attach(system)
 
 
 def test_wrong_sources_are_refused() -> None:

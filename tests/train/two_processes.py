@@ -2,6 +2,7 @@
 
 import io
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from counterpoint.train.config import ScheduleConfig, TrainConfig
 from counterpoint.train.distributed import World, process_group, shard
 from counterpoint.train.loop import train
 from counterpoint.train.reporter import RunReporter
-from tests.train.phased import train_phased
+from tests.train.phased import train_kept_rounds, train_phased
 from tests.train.tiny import ROWS, VOCAB, Letters, build, settings
 
 
@@ -128,6 +129,10 @@ def main(folder: Path) -> None:
         run(folder / "shared_levels", shared_levels(), plan(4, accumulation=2), world)
         run(folder / "moshi", moshi(), plan(4, accumulation=2), world)
         train_phased(folder / "phased", world)
+        whole = train_kept_rounds(folder / "rewarded", world)
+        with suppress(KeyboardInterrupt):  # goes on between two steps that learn from one round
+            train_kept_rounds(folder / "stopped", world, stop=whole.counters.step - 2)
+        train_kept_rounds(folder / "stopped", world)
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ class Mixture:
             order.setdefault(turn.member, []).append(slot)
         parts = {name: self.members[name].read(turns) for name, turns in by_member.items()}
         amounts = {
-            name: amount._replace(targets=_num_targets(parts[name]) if name in parts else 0)
+            name: amount._replace(targets=num_targets(parts[name]) if name in parts else 0)
             for name, amount in self.deal.amounts(step).items()
         }
         places = torch.tensor([slot for slots in order.values() for slot in slots]).argsort()
@@ -150,7 +150,7 @@ class Mixture:
         return replace(batch, amounts=amounts)
 
 
-def _num_targets(batch: Batch) -> int:
+def num_targets(batch: Batch) -> int:
     """Return the number of ticks that carry a loss in any stream."""
     trained = torch.zeros(batch.document_start.shape, dtype=torch.bool)
     for ids in batch.targets.values():

@@ -14,7 +14,7 @@ from counterpoint.data.tasks.prompts import END_ID, item_prompt, written_text
 from counterpoint.data.tasks.reasoning.family import Verdict
 from counterpoint.data.tasks.reasoning.gym_verifier import gym_reward
 from counterpoint.data.tasks.reasoning.item import ReasoningItem, judge
-from counterpoint.data.tasks.source import item_batch
+from counterpoint.data.tasks.source import item_batch, label_stream
 from counterpoint.data.tasks.verify import TimedVerifier, pass_at_k, pass_counts
 from counterpoint.data.text.tokenizer import ByteTokenizer
 from counterpoint.errors import UserError
@@ -22,8 +22,9 @@ from counterpoint.evaluate.score import target_nats
 from counterpoint.runtime.lanes import Lanes
 from counterpoint.runtime.rollouts import roll_out
 from counterpoint.streams.batch import Batch
-from counterpoint.streams.spec import UNSET_ID
+from counterpoint.streams.spec import UNSET_ID, Layout
 from counterpoint.systems.contract import System
+from counterpoint.train.rollout_source import Rollouts
 
 SPARE_SYMBOLS = 16
 """Number of symbols that `lane_texts` allows beyond those of the true solution."""
@@ -36,11 +37,14 @@ class Attempts(NamedTuple):
         item: The item.
         texts: What was written, with its end if it has one.
         verdicts: How good each is.
+        labels: What each has in the second written stream, a text for every step after the prompt;
+            no steps if there is none.
     """
 
     item: ReasoningItem
     texts: list[str]
     verdicts: list[Verdict]
+    labels: list[list[str]]
 
 
 def attempt(
@@ -76,7 +80,7 @@ def attempt(
     asked = [number for number in range(len(items)) for _ in range(num_samples)]
     words = np.random.SeedSequence(seed).generate_state(len(asked), np.uint64)
     seeds = [int(word >> np.uint64(1)) for word in words]
-    found = [Attempts(item, [], []) for item in items]
+    found = [Attempts(item, [], [], []) for item in items]
     training = model.training
     model.eval()
     with closing(TimedVerifier(gym_reward)) as gym:
@@ -90,13 +94,32 @@ def attempt(
                 most_ticks=most_ticks,
                 end_id=END_ID,
             )
-            for number, ids in zip(rows, rollouts.texts, strict=True):
+            labels = written_labels(rollouts, model.layout)
+            for number, ids, beside in zip(rows, rollouts.texts, labels, strict=True):
                 text = written_text(ids)
                 verdict = judge(items[number], text, lambda *both: gym(*both).reward)
                 found[number].texts.append(text)
                 found[number].verdicts.append(verdict)
+                found[number].labels.append(beside)
     model.train(training)
     return found
+
+
+def written_labels(rollouts: Rollouts, layout: Layout) -> list[list[str]]:
+    """Return the text of each step that each row has written in the second stream, in order.
+
+    Padding is left out, so a step may be empty. A system of one written stream writes no step.
+    """
+    whole = label_stream(layout)
+    if whole is None:
+        return [[] for _ in rollouts.texts]
+    padding = (UNSET_ID, whole.padding_id)
+    ids = rollouts.content[whole.name]
+    every = ids if ids.ndim == 3 else ids[..., None]
+    return [
+        [written_text([one for one in step if one not in padding]) for step in own[chosen].tolist()]
+        for own, chosen in zip(every, rollouts.written[whole.name], strict=True)
+    ]
 
 
 def solution_scores(attempts: Sequence[Attempts]) -> dict[str, float]:

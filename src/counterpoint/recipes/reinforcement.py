@@ -1,24 +1,36 @@
 """Reinforcement as a run: a model that has learned something learns from its own solutions."""
 
+import copy
+
 from counterpoint.data.source import BatchSource
 from counterpoint.data.tasks.reasoning.corpus import Reasoning
 from counterpoint.runtime.rollouts import roll_out
-from counterpoint.systems.contract import SystemConfig
+from counterpoint.systems.contract import System, SystemConfig
 from counterpoint.train.config import FineTuneConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from counterpoint.train.distributed import World
 from counterpoint.train.phases import PhasedBatches
 from counterpoint.train.rewarded import RewardedData
 from counterpoint.train.rollout_source import RolloutSource
 from counterpoint.train.run import Run
 
 
-def connected(source: BatchSource) -> BatchSource:
+def connected(source: BatchSource, system: System, world: World) -> BatchSource:
     """Return a source that can let the model write, if its batches are what the model writes.
 
     Training knows no sessions, so the function that runs them is handed to the source here.
+
+    Args:
+        source: The batches.
+        system: The model before it is sharded, of which each of several processes needs a whole
+            copy to write with.
+        world: The processes.
     """
-    for part in source.parts if isinstance(source, PhasedBatches) else [source]:
-        if isinstance(part, RolloutSource):
-            part.roll_out = roll_out
+    parts = source.parts if isinstance(source, PhasedBatches) else [source]
+    writing = [part for part in parts if isinstance(part, RolloutSource)]
+    writer = copy.deepcopy(system).requires_grad_(False) if writing and world.size > 1 else None
+    for part in writing:
+        part.roll_out = roll_out
+        part.writer = writer
     return source
 
 

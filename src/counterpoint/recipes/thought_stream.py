@@ -7,16 +7,17 @@ other questions with thoughts. The two systems are not compared with each other:
 and in what a thought may hold.
 
 A model that is trained has its weights in the folder, and one that has answered its record, so a
-study that was stopped goes on where it was.
+study that was stopped goes on where it was. A record of a version that kept neither the thoughts
+of the whole nor the ledger is made again from the weights.
 """
 
+import json
 import os
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -24,14 +25,15 @@ import torch
 from counterpoint.blocks.notes import NotesConfig
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.config_json import encode
+from counterpoint.data.loader import Loader
+from counterpoint.data.mixture import num_targets
+from counterpoint.data.passes import Cursor, Passes
 from counterpoint.data.tasks.items import HELD_OUT_SEED
 from counterpoint.data.tasks.reasoning.aside import AsideReasoning
 from counterpoint.data.tasks.reasoning.corpus import LABEL_SYMBOLS, Reasoning, answer_floors
 from counterpoint.data.tasks.reasoning.item import ReasoningItem, judge
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.evaluate.attempts import attempt
-from counterpoint.evaluate.report.front_loading_page import PairRow, pair_rows, score
-from counterpoint.files import write_json
 from counterpoint.locks import locked
 from counterpoint.processes import work_in_processes
 from counterpoint.progress import Progress
@@ -44,10 +46,13 @@ from counterpoint.recipes.stacks import (
     recorded_run,
     train_further,
 )
+from counterpoint.streams.batch import Amount
+from counterpoint.systems import sketch
 from counterpoint.systems.contract import SystemConfig
 from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.systems.two_stream import TwoStreamConfig
 from counterpoint.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from counterpoint.train.ledger import Ledger
 from counterpoint.train.run import Run
 
 FAMILIES = ("arithmetic", "dyck")
@@ -224,7 +229,7 @@ def _run_system(
         untrained = [one for one in own if not _weights(folder, one).exists()]
         if untrained:
             _train(study, folder, untrained, device, progress)
-    silent = [one for one in every if not _answers(folder, one).exists()]
+    silent = [one for one in every if not _has_answered(_answers(folder, one))]
     task = progress.task(f"answers, {every[0].kind}")
     work = partial(_record, study, folder)
     with closing(work_in_processes(work, silent, os.cpu_count() or 1)) as done:
@@ -271,6 +276,11 @@ def _answers(folder: Path, one: ThoughtLane) -> Path:
     return folder / WORK / CELLS / f"{one.key}.parquet"
 
 
+def _has_answered(path: Path) -> bool:
+    """Return whether there is a record with all that is kept today."""
+    return path.exists() and {"thoughts", "ledger"} <= read_records(path)[0].keys()
+
+
 def _record(
     study: ThoughtStream, folder: Path, one: ThoughtLane
 ) -> tuple[ThoughtLane, dict[str, Any]]:
@@ -290,7 +300,34 @@ def _record(
         "families": [item.family for item in items],
         "texts": texts,
         "right": rights,
+        "thoughts": [each.labels[0] for each in found],
+        "ledger": json.dumps(thought_ledger(study, one).encoded()),
     }
+
+
+def thought_ledger(study: ThoughtStream, one: ThoughtLane) -> Ledger:
+    """Return what a model has read in its phases, counted from the rows of its batches."""
+    ledger = Ledger()
+    known = set[int]()
+    for own in dict.fromkeys((replace(one, times=0), one)):
+        run = thinker_run(study, own)
+        system = sketch(run.system)
+        rows = run.data.prepare(system).batches(run.train.batch_rows, run.train.seed)
+        assert isinstance(rows, Loader)
+        source = "other questions, with thoughts" if own.times else "questions, with thoughts"
+        if not (own.times or own.has_begun):
+            source = "questions, answers only"
+        hand = Passes(Cursor(name=source), rows, known)
+        for _ in range(run.train.num_steps):
+            turns, amounts = zip(*(hand.take() for _ in range(run.train.batch_rows)), strict=True)
+            batch = hand.read([turn.number for turn in turns])
+            amount = Amount(*map(sum, zip(*amounts, strict=True)))
+            amount = amount._replace(targets=num_targets(batch))
+            num_ticks = batch.document_start.shape[1]
+            flops = system.flops_per_tick(num_ticks, training=True, predicted=batch.targets)
+            phase = "fine-tuning" if own.times else "pre-training"
+            ledger.add(phase, {source: amount}, flops * num_ticks)
+    return ledger
 
 
 def questions(study: ThoughtStream) -> list[ReasoningItem]:
@@ -335,50 +372,3 @@ def thought_pairs(study: ThoughtStream) -> list[tuple[str, str, str]]:
             other = replace(first, has_begun=False, times=times)
             pairs.append(("Thoughts are better from pre-training on.", first.arm, other.arm))
     return pairs
-
-
-def compare_thoughts(study: ThoughtStream, records: Sequence[dict[str, Any]]) -> list[PairRow]:
-    """Return the declared comparisons of the models of each system."""
-    return pair_rows(records, thought_pairs(study), [("in range", "answer")])
-
-
-def report_thought_stream(
-    study: ThoughtStream, folder: Path, records: Sequence[dict[str, Any]]
-) -> list[str]:
-    """Write the comparisons, and return the lines of a table of the scores."""
-    rows = compare_thoughts(study, records)
-    write_json(
-        folder / "thought_stream.json",
-        [
-            {
-                "better": row.better,
-                "other": row.other,
-                "difference": [row.difference.value, row.difference.low, row.difference.high],
-                "p_value": row.p_value,
-                "verdict": row.verdict,
-            }
-            for row in rows
-        ],
-    )
-    lines = ["| thoughts | seeds | answer % | arithmetic % | dyck % |", "|---|---|---|---|---|"]
-    for policy, by_family in answer_floors(questions(study)).items():
-        known = [100 * by_family[family] for family in FAMILIES]
-        told = " | ".join(f"{share:.0f}" for share in known)
-        lines.append(f"| {policy} | | {fmean(known):.1f} | {told} |")
-    for arm in dict.fromkeys(record["arm"] for record in records):
-        own = [record for record in records if record["arm"] == arm]
-        value = score(own, "answer").map(100)
-        shares = []
-        for family in FAMILIES:
-            rights = [
-                right
-                for record in own
-                for name, right in zip(record["families"], record["right"], strict=True)
-                if name == family
-            ]
-            shares.append(f"{100 * sum(rights) / len(rights):.0f}")
-        lines.append(
-            f"| {arm} | {len(own)} | {value.value:.1f} [{value.low:.1f}, {value.high:.1f}] | "
-            f"{' | '.join(shares)} |"
-        )
-    return lines

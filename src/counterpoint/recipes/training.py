@@ -21,6 +21,7 @@ from counterpoint.recipes.reinforcement import connected
 from counterpoint.runtime.load import with_kept_files
 from counterpoint.runtime.save import names_beside
 from counterpoint.systems import sketch
+from counterpoint.systems.contract import System
 from counterpoint.train.allocator import keep_large_buffers
 from counterpoint.train.config import FineTuneConfig
 from counterpoint.train.distributed import World, shard
@@ -83,7 +84,7 @@ def train_run(
         if budget is not None:
             run = budget.fit(run)
             system = begin().to(world.device)
-        run, batches = _with_batches(run, data, world)
+        run, batches = _with_batches(run, data, system, world)
         measures = measure_end or run.train.evaluate_every > 0
         # Bars are removed in any case, so that an error is printed below them.
         with only_one(folder, world, ".run.lock"), closing(progress):
@@ -116,9 +117,12 @@ def _settled(
     return replace(run, train=replace(run.train, precision=choice.precision)), world
 
 
-def _with_batches(run: Run, data: PreparedSource, world: World) -> tuple[Run, BatchSource]:
+def _with_batches(
+    run: Run, data: PreparedSource, system: System, world: World
+) -> tuple[Run, BatchSource]:
     """Return the training batches, and the run with the steps of its phases."""
-    batches = connected(data.batches(run.train.batch_rows, run.train.seed, world.rank, world.size))
+    batches = data.batches(run.train.batch_rows, run.train.seed, world.rank, world.size)
+    batches = connected(batches, system, world)
     if isinstance(batches, PhasedBatches):
         run = replace(run, train=with_phase_steps(run.train, batches.num_steps))
     return run, batches

@@ -60,13 +60,16 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def from_all(self, value: Any) -> list[Any]:
+        """Return the values of all processes, in their order, in every process."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
     def any_error(self, error: str | None) -> str | None:
         """Return the first error of any process in every process, so that all of them stop."""
-        if self.size == 1:
-            return error
-        errors: list[str | None] = [None] * self.size
-        dist.all_gather_object(errors, error)
-        return next((error for error in errors if error), None)
+        return next((error for error in self.from_all(error) if error), None)
 
 
 def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
@@ -181,6 +184,13 @@ def gathered(tensor: Tensor) -> Tensor:
     """Return the whole of a tensor that may be sharded; every process must call this."""
     full = getattr(tensor, "full_tensor", None)
     return full() if callable(full) else tensor
+
+
+def copy_weights(system: nn.Module, copy: nn.Module) -> None:
+    """Copy the weights of a system that may be sharded to a whole one; all processes call this."""
+    held = copy.state_dict()
+    for name, own in system.state_dict().items():
+        held[name].copy_(gathered(own).detach())
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:

@@ -72,6 +72,8 @@ class PhaseSource:
         name: Name by which phases and the ledger know it.
         data: The data.
         most_passes: Number of times that it may be read in the whole run; ``None`` for any number.
+            Sources are capped each by itself: an item that two of them hold may be read as often as
+            both allow. The ledger, which knows items by their content, counts it as repeated.
         when_exhausted: What happens when a phase needs more: ``"error"`` refuses the run before it
             begins; with ``"others"`` the other sources of the phase take its share.
     """

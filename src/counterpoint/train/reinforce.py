@@ -206,7 +206,8 @@ class GroupObjective:
     ) -> dict[str, Float[Tensor, "B T ..."]]:
         """Return the log probability of every target by stream; 0 where there is none."""
         found = {}
-        for name, logits in system.forward(batch).items():
+        # A sharded system gathers its weights where it is called, not in `forward`.
+        for name, logits in system(batch).items():
             targets = batch.targets[name]
             log = torch.log_softmax(logits.float() / self.config.temperature, -1)
             counted = schedule.trained(system.layout[name], targets)

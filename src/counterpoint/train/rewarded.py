@@ -90,14 +90,15 @@ class PreparedRewards:
         """Return the source of batches, which asks the model that is attached to it.
 
         Raises:
-            UserError: The rows are no whole groups, or there are several processes.
+            UserError: The rows are no whole groups for each process.
         """
-        if world_size > 1:
-            raise UserError(
-                f"Reinforcement must run in one process: got {world_size}. Start it without "
-                "torchrun."
-            )
         data = self.data
+        size = data.group.group_size * world_size
+        if batch_rows % size:
+            raise UserError(
+                f"`batch_rows` must be a multiple of {size}, `group_size` times the number of "
+                f"processes: got {batch_rows}."
+            )
         is_gym = isinstance(data.task, GymReasoning)
         verify = gym_reward if is_gym else _VERIFIERS[data.reward]
         return RolloutSource(

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from counterpoint.data.tasks.items import Item
 from counterpoint.data.tasks.prompts import written_text
@@ -21,6 +22,7 @@ from counterpoint.streams import schedule
 from counterpoint.streams.batch import Amount, Batch
 from counterpoint.streams.spec import UNSET_ID, Ticks
 from counterpoint.systems.contract import System
+from counterpoint.train.distributed import World, copy_weights, current_world
 from counterpoint.train.patience import NoRewardError as NoRewardError
 from counterpoint.train.patience import Patience
 from counterpoint.train.reinforce import (
@@ -49,6 +51,38 @@ class Rollouts(NamedTuple):
     written: Mapping[str, Bool[Tensor, "B _T"]]
     texts: Sequence[Sequence[int]]
     ended: Bool[Tensor, " B"]
+
+    def to(self, device: torch.device | str) -> "Rollouts":
+        """Return a copy of the rollouts on another device."""
+        return self._replace(
+            content={name: ids.to(device) for name, ids in self.content.items()},
+            written={name: chosen.to(device) for name, chosen in self.written.items()},
+            ended=self.ended.to(device),
+        )
+
+
+def join_rollouts(parts: Sequence[Rollouts], part: str) -> Rollouts:
+    """Return the rows of several rollouts below each other, as long as the longest.
+
+    Args:
+        parts: Rollouts of one system, at least one.
+        part: Name of the stream of the part, in which any id may stand behind the end.
+    """
+
+    def together(every: Sequence[Tensor], behind: int) -> Tensor:
+        return pad_sequence([row for rows in every for row in rows], True, behind)
+
+    return Rollouts(
+        content={
+            name: together([one.content[name] for one in parts], 0 if name == part else UNSET_ID)
+            for name in parts[0].content
+        },
+        written={
+            name: together([one.written[name] for one in parts], False) for name in parts[0].written
+        },
+        texts=[text for one in parts for text in one.texts],
+        ended=torch.cat([one.ended for one in parts]),
+    )
 
 
 ROLLOUTS = "rollouts"
@@ -96,6 +130,11 @@ class RolloutSource:
     also kept in `folder`, because a run may be resumed between them; if it is missing there, the
     round is written anew.
 
+    Each of several processes writes and judges the solutions of some of the questions, with a whole
+    copy of the weights, `writer`. What they have written is then put together in all of them, so
+    that advantages, ends of the training and kept rounds are those of one process, and each learns
+    from its own rows. The first process counts what the round holds.
+
     Args:
         ask: Returns the question with a number.
         verify: Judges solutions; the text is what was written in the part, as bytes.
@@ -136,12 +175,14 @@ class RolloutSource:
         self.config = config
         self._ask = ask
         self.roll_out = roll_out
+        self.writer: System | None = None
         self._verify = verify
         self._batch_rows = batch_rows
         self._end_id = end_id
         self._seed = seed
         self._folder = folder
         self._objective: GroupObjective | None = None
+        self._world = World()
         self._round = -1
         self._batch: Batch | None = None
         self._patience = Patience(rounds=config.patience, group_size=config.group_size)
@@ -150,7 +191,8 @@ class RolloutSource:
         """Store the model, and a copy of it as it is now as the reference.
 
         Raises:
-            UserError: The model hears something, or its weights are divided among processes.
+            UserError: The model hears something, or its weights are divided among processes and
+                there is no `writer`.
         """
         system = cast("System", model)
         if system.layout.heard:
@@ -158,11 +200,15 @@ class RolloutSource:
                 "Only a system that hears nothing can be reinforced: this one hears "
                 f"{', '.join(stream.name for stream in system.layout.heard)}."
             )
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            raise UserError("Reinforcement must run in one process: start it without torchrun.")
+        self._world = current_world(system.device)
+        if self._world.size > 1 and self.writer is None:
+            raise UserError(
+                "A source of rollouts must have `writer`, a whole copy of the model, in several "
+                "processes: it has none. Set it before `shard`, or train with `train_run`."
+            )
         reference = None
         if self.config.kl_weight:
-            reference = copy.deepcopy(system).eval().requires_grad_(False)
+            reference = copy.deepcopy(self._whole(system)).eval().requires_grad_(False)
         self._objective = GroupObjective(system, self.config, reference)
 
     def keep_reference(self, path: Path, begins: bool) -> None:
@@ -179,6 +225,8 @@ class RolloutSource:
         if reference is None:
             return
         if begins:
+            if not self._world.is_first:
+                return
             path.parent.mkdir(parents=True, exist_ok=True)
             write_tensors(path, dict(reference.state_dict()))
             return
@@ -215,12 +263,14 @@ class RolloutSource:
         is_repeated = step % self.config.num_updates > 0
         if number != self._round or self._batch is None:
             kept = self._file(number)
-            if is_repeated and kept is not None and kept.is_file():
-                self._batch = _read(kept)
+            is_kept = is_repeated and kept is not None and kept.is_file()
+            if kept is not None and self._world.from_first(is_kept):
+                every = _read(kept)
             else:
-                self._batch = self._write_round(number)
-                if kept is not None:
-                    _keep(kept, self._batch)
+                every = self._write_round(number)
+                if kept is not None and self._world.is_first:
+                    _keep(kept, every)
+            self._batch = self._own(every)
             self._round = number
         if not is_repeated:
             return self._batch
@@ -238,35 +288,76 @@ class RolloutSource:
                 "A source of rollouts must have `roll_out` before its first batch: it has none. "
                 "Set it to `counterpoint.runtime.rollouts.roll_out`, or train with `train_run`."
             )
-        system = self.objective.system
+        system = self._whole(self.objective.system)
         count = self._batch_rows // self.config.group_size
         questions = [self._ask(number * count + place) for place in range(count)]
         each = [one for one in questions for _ in range(self.config.group_size)]
+        seeds = _seeds(self._seed, number, len(each))
         training = system.training
         system.eval()
+        own = self._share(len(each))
         rollouts = self.roll_out(
             system,
-            [one.prompt for one in each],
-            _seeds(self._seed, number, len(each)),
+            [one.prompt for one in each[own]],
+            seeds[own],
             temperature=self.config.temperature,
             most_ticks=self.config.most_ticks,
             end_id=self._end_id,
         )
         told = [
             self._verify(question.item, written_text(ids))
-            for question, ids in zip(each, rollouts.texts, strict=True)
+            for question, ids in zip(each[own], rollouts.texts, strict=True)
         ]
+        rollouts, told = self._together(rollouts, told)
         batch = rollout_batch(system, rollouts, told, self.config)
         teaches = bool(batch.numbers[ADVANTAGES][rollouts.ended.cpu()].any())
         batch = batch.to(system.device)
         if self.config.num_updates > 1:
             with torch.no_grad():
-                old = self.objective.log_probabilities(system, batch)
-            numbers = {old_name(name): log for name, log in old.items()}
+                old = self.objective.log_probabilities(system, batch.rows(own))
+            numbers = {old_name(name): self._all_rows(log) for name, log in old.items()}
             batch = replace(batch, numbers={**batch.numbers, **numbers})
         system.train(training)
         self._patience.watch(number, [outcome.reward for outcome in told], teaches=teaches)
         return batch
+
+    def _whole(self, system: System) -> System:
+        """Return the model with all its weights in this process; all processes must call this."""
+        if self._world.size == 1 or self.writer is None:
+            return system
+        copy_weights(system, self.writer)
+        return self.writer
+
+    def _share(self, num_rows: int) -> slice:
+        """Return which rows of a round are those of this process."""
+        share = num_rows // self._world.size
+        return slice(self._world.rank * share, (self._world.rank + 1) * share)
+
+    def _own(self, batch: Batch) -> Batch:
+        """Return this process's rows of a round; the first process has the counts of all rows."""
+        if self._world.size == 1:
+            return batch
+        rows = batch.rows(self._share(len(batch.document_start)))
+        if self._world.is_first:
+            return rows
+        return replace(rows, size=0, amounts={name: Amount() for name in batch.amounts})
+
+    def _all_rows(self, own: Tensor) -> Tensor:
+        """Return the rows of all processes."""
+        if self._world.size == 1:
+            return own
+        return torch.cat(self._world.from_all(own.cpu())).to(own.device)
+
+    def _together(
+        self, rollouts: Rollouts, outcomes: list[Verified]
+    ) -> tuple[Rollouts, list[Verified]]:
+        """Return what all processes wrote, with its outcomes, in every process."""
+        if self._world.size == 1:
+            return rollouts, outcomes
+        every = self._world.from_all((rollouts.to("cpu"), outcomes))
+        part = self.objective.system.layout.part.name
+        told = [outcome for _, own in every for outcome in own]
+        return join_rollouts([own for own, _ in every], part).to(rollouts.ended.device), told
 
 
 def rollout_batch(

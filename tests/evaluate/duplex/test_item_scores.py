@@ -138,7 +138,7 @@ def test_solutions_are_written_and_judged(monkeypatch: pytest.MonkeyPatch) -> No
         texts[1::3] = [text[text.index("#") :] for text in texts[1::3]]
         texts[2::3] = ["#nothing\n" for _ in texts[2::3]]
         return [
-            Attempts(item, [text], [judge(item, text)])
+            Attempts(item, [text], [judge(item, text)], [[]])
             for item, text in zip(items, texts, strict=True)
         ]
 
@@ -156,7 +156,7 @@ def test_pass_at_k_is_estimated_from_all_samples(monkeypatch: pytest.MonkeyPatch
     ) -> list[Attempts]:
         texts = [[item.solution, *["#?\n"] * (num_samples - 1)] for item in items]
         return [
-            Attempts(item, own, [judge(item, text) for text in own])
+            Attempts(item, own, [judge(item, text) for text in own], [[] for _ in own])
             for item, own in zip(items, texts, strict=True)
         ]
 

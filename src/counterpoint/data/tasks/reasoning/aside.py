@@ -6,7 +6,7 @@ step's result, `counterpoint.data.tasks.reasoning.corpus.LABEL_SYMBOLS` symbols.
 covers whole blocks, so dots also fill the block in which the question ends.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -70,3 +70,18 @@ class AsideReasoning(ExactMatch):
     def policies(self) -> Mapping[str, ItemPolicy]:
         """Return no policies: those of `task` answer its own items."""
         return {}
+
+
+def are_thoughts(item: ReasoningItem, labels: Sequence[str], block_ticks: int) -> bool:
+    """Return whether labels that were written beside a solution are the thoughts of its item.
+
+    Args:
+        item: An item of `AsideReasoning` that has thoughts.
+        labels: Label of each step of the whole that ends after the prompt, in order. Those after
+            the thoughts do not matter.
+        block_ticks: Ticks of a step of the whole.
+    """
+    # The id that begins a document takes tick 0.
+    first = (1 + len(item.prompt)) // block_ticks
+    places = {label.start // block_ticks - first: label.text for label in item.whole}
+    return all(place < len(labels) and labels[place] == label for place, label in places.items())
