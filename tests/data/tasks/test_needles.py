@@ -1,6 +1,7 @@
 """Needles in a haystack: what is asked can be told from the text, and only with the whole key."""
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +20,30 @@ NEEDLE = re.compile(r"The ([a-z ]+) is (\d+)\. ")
 SIDES = {"learned": 3, "tuned": REPORTED_SEED - 1, "reported": REPORTED_SEED}
 
 
-@pytest.mark.parametrize(("key_words", "num_sharing"), [(1, 0), (2, 0), (2, 2), (3, 1)])
-def test_the_key_is_in_one_needle_and_each_of_its_words_in_others(
-    key_words: int, num_sharing: int
+@pytest.mark.parametrize(
+    ("num_needles", "key_words", "num_sharing"),
+    [(6, 1, 0), (6, 2, 0), (6, 2, 1), (9, 2, 2), (4, 2, 1), (6, 3, 1), (12, 3, 2)],
+)
+def test_the_key_is_in_one_needle_and_each_word_of_every_key_in_as_many_others(
+    num_needles: int, key_words: int, num_sharing: int
 ) -> None:
-    task = Needles(haystack_symbols=300, key_words=key_words, num_sharing=num_sharing)
+    task = Needles(
+        num_needles=num_needles,
+        haystack_symbols=300,
+        key_words=key_words,
+        num_sharing=num_sharing,
+    )
     assert isinstance(task, ScoredTask)
     for number in range(30):
         item = task.item(REPORTED_SEED, number)
         text, _, asking = item.text.partition("#The ")
         key, _, answer = asking.partition(" is ")
         needles = NEEDLE.findall(text)
-        assert len(needles) == 6
+        assert len({own for own, _ in needles}) == len(needles) == num_needles
         assert [value for own, value in needles if own == key] == [answer]
         assert answer == item.answers[0].text
-        for place, word in enumerate(key.split()):
-            sharing = [own.split() for own, _ in needles if own != key and word in own.split()]
-            assert len(sharing) == num_sharing
-            for other in sharing:  # in the same place, and nothing else of the key
-                assert [i for i, w in enumerate(other) if w in key.split()] == [place]
+        for words in zip(*(own.split() for own, _ in needles), strict=True):  # of one place
+            assert set(Counter(words).values()) == {num_sharing + 1}
         assert task.most_symbols - 30 < len(item.text) <= task.most_symbols
 
 
@@ -61,6 +67,18 @@ def test_the_needle_that_is_asked_for_lies_at_its_depth(depth: float) -> None:
         assert sizes[0] == round(depth * sum(sizes))
 
 
+def test_any_needle_may_be_asked_for_wherever_its_words_stand() -> None:
+    """The first word that comes back tells nothing: its two needles are asked for as often."""
+    task = Needles(haystack_symbols=120)
+    asked: Counter[bool] = Counter()
+    for number in range(300):
+        item = task.item(REPORTED_SEED, number)
+        words = [own.split()[0] for own, _ in NEEDLE.findall(item.text)]
+        back = next(word for place, word in enumerate(words) if word in words[:place])
+        asked[back == item.facts["key"].split()[0]] += 1
+    assert asked[True] / 300 == pytest.approx(1 / 3, abs=0.08)
+
+
 def test_random_depths_are_everywhere() -> None:
     task = Needles(haystack_symbols=400)
     items = [task.item(0, number) for number in range(200)]
@@ -72,7 +90,7 @@ def test_random_depths_are_everywhere() -> None:
 
 @pytest.mark.parametrize(
     ("name", "half", "one", "constant"),
-    [("needles", 1 / 3, 1 / 6, 0.01), ("needles_small", 1 / 2, 1 / 4, 0.03)],
+    [("needles", 1 / 2, 1 / 6, 0.01), ("needles_small", 1 / 2, 1 / 4, 0.04)],
 )
 def test_floors_are_what_a_guess_among_the_needles_gives(
     name: str, half: float, one: float, constant: float
@@ -107,9 +125,10 @@ def test_a_folder_of_books_is_read_instead_of_the_bible(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_needles": 4}, "2 words, each shared by 2 needles, `num_needles` must be 5 to 640"),
-        ({"num_needles": 641}, "must be 5 to 640: got 641"),
-        ({"key_words": 1}, "`num_sharing` must be 0, got 2"),
+        ({"num_needles": 5}, "2 words, each in 1 other needles, `num_needles` must be a multiple"),
+        ({"num_needles": 1282}, "must be a multiple of 2 from 4 to 1280: got 1282"),
+        ({"num_needles": 6, "num_sharing": 2}, "a multiple of 3 from 9 to 1920: got 6"),
+        ({"key_words": 1}, "`num_sharing` must be 0, got 1"),
         ({"key_words": 0}, "`key_words` must be >= 1: got 0"),
         ({"value_digits": 0}, "`value_digits` must be >= 1: got 0"),
         ({"num_sharing": -1}, "`num_sharing` must be >= 0: got -1"),

@@ -1,7 +1,8 @@
 """Needles in a haystack: short sentences "The key is value." hidden in running text.
 
-A key has several words, and other needles share each word of the key that is asked for. A weight of
-plain attention depends on one key of the text, so no single word tells the right needle from them.
+A key has several words, and every word of every key stands in other keys too. A weight of plain
+attention depends on one key of the text, so no single word tells the right needle from the others.
+All keys are alike in this, so nothing but the question says which one will be asked for.
 
 Source: the needles of arXiv:2504.00927 v2, which hides 2, 4 and 6 of them in 2,000 and
 4,000 tokens. Deviations: keys are made of random syllables and not names of cities, they share
@@ -41,8 +42,8 @@ class Needles(ExactMatch):
             all other needles have it.
         key_words: Number of words of a key, of three letters each.
         value_digits: Number of digits of a value.
-        num_sharing: For each word of the key that is asked for, number of other needles with that
-            word in that place, and no other word of it.
+        num_sharing: Number of other needles that have a word of a key in its place, for each word
+            of each key. ``num_needles`` is a multiple of one more, and at least its square.
     """
 
     name: ClassVar[str] = "needles"
@@ -53,7 +54,7 @@ class Needles(ExactMatch):
     depth: float | None = None
     key_words: int = 2
     value_digits: int = 4
-    num_sharing: int = 2
+    num_sharing: int = 1
 
     def __post_init__(self) -> None:
         for name, least in (("key_words", 1), ("value_digits", 1), ("num_sharing", 0)):
@@ -66,12 +67,13 @@ class Needles(ExactMatch):
                 "Keys of one word cannot share it and differ: `num_sharing` must be 0, got "
                 f"{self.num_sharing}. Give keys two words."
             )
-        least = 1 + self.key_words * self.num_sharing
-        most = len(_WORDS) // self.key_words
-        if not least <= self.num_needles <= most:
+        alike = self.num_sharing + 1
+        most = len(_WORDS) // self.key_words * alike
+        if self.num_needles % alike or not alike**2 <= self.num_needles <= most:
             raise UserError(
-                f"With keys of {self.key_words} words, each shared by {self.num_sharing} needles, "
-                f"`num_needles` must be {least} to {most}: got {self.num_needles}."
+                f"With keys of {self.key_words} words, each in {self.num_sharing} other needles, "
+                f"`num_needles` must be a multiple of {alike} from {alike**2} to {most}: got "
+                f"{self.num_needles}."
             )
         if self.haystack_symbols < 40:
             raise UserError(
@@ -102,10 +104,11 @@ class Needles(ExactMatch):
             (" ".join(key), f"{value:0{self.value_digits}}")
             for key, value in zip(self._keys(rng), values, strict=True)
         ]
-        key, answer = needles[0]
+        asked = rng.randrange(self.num_needles)
+        key, answer = needles[asked]
         depths = [rng.random() for _ in needles]
         if self.depth is not None:
-            depths[0] = self.depth
+            depths[asked] = self.depth
         hidden = sorted(zip(depths, needles, strict=True))
         writer = Writer()
         start = 0
@@ -143,14 +146,17 @@ class Needles(ExactMatch):
         return text[start : start + self.haystack_symbols].split(" ")[1:-1]
 
     def _keys(self, rng: random.Random) -> list[list[str]]:
-        """Return the words of all keys, first those of the key that is asked for."""
-        words = iter(rng.sample(_WORDS, self.num_needles * self.key_words))
-        keys = [[next(words) for _ in range(self.key_words)] for _ in range(self.num_needles)]
-        sharing = iter(keys[1:])
-        for place, word in enumerate(keys[0]):
-            for _ in range(self.num_sharing):
-                next(sharing)[place] = word
-        return keys
+        """Return the words of all keys, of which none is special."""
+        alike = self.num_sharing + 1
+        most = self.num_needles // alike  # different words in a place
+        words = rng.sample(_WORDS, most * self.key_words)
+        places = [words[most * place : most * (place + 1)] for place in range(self.key_words)]
+        # Turning the words of a place against those before it makes keys that differ.
+        return [
+            [own[(first + place * turn) % most] for place, own in enumerate(places)]
+            for first in range(most)
+            for turn in range(alike)
+        ]
 
 
 def _with(item: Item, rng: random.Random, known: int) -> Replies:
