@@ -58,8 +58,8 @@ def test_shared_layers_must_have_one_shape() -> None:
         two("wavelet", 0, shared_layers=True)
 
 
-def shuffled(lag: int = 0) -> TwoStream:
-    model = randomised(TwoStream(two("wavelet", lag, whole_control="shuffled")))
+def shuffled(lag: int = 0, **changes: Any) -> TwoStream:
+    model = randomised(TwoStream(two("wavelet", lag, whole_control="shuffled", **changes)))
     assert isinstance(model, TwoStream)
     return model
 
@@ -110,6 +110,29 @@ def test_sessions_in_step_read_a_shuffled_whole_as_whole_rows_do(lag: int) -> No
         close = expected[:, first : first + length]
         torch.testing.assert_close(found, close, rtol=0, atol=1e-5)
         first += length
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_block_of_the_next_row_is_read_once_that_row_has_finished_it(lag: int) -> None:
+    """Blocks end early, and documents begin elsewhere."""
+    model = shuffled(lag, boundary_ids=(2, 5, 7))
+    num_ticks, start, own_start = 41, 20, 24
+    ids = torch.randint(0, VOCAB, (2, num_ticks))
+    starts = torch.zeros_like(ids)
+    starts[0, own_start:] = own_start
+    starts[1, start:] = start
+    tick = torch.arange(num_ticks)
+    pairs = ids.repeat(num_ticks, 1)
+    pairs[1::2] = torch.where(tick >= tick[:, None], (ids[1] + 1) % VOCAB, ids[1])
+    before = model(batch_of(ids, starts))["part"][0]
+    after = model(batch_of(pairs, starts.repeat(num_ticks, 1)))["part"][::2]
+    moved = (after - before).abs().amax(2) > 1e-5  # (first changed tick of the next row, tick)
+    assert not moved[tick < tick[:, None]].any()
+    assert moved[0, 8:start].all()
+    ids[1, :start] = (ids[1, :start] + 1) % VOCAB  # a document that is over there
+    after = model(batch_of(ids, starts))["part"][0]
+    torch.testing.assert_close(after[own_start:], before[own_start:], rtol=0, atol=1e-5)
 
 
 def test_a_frozen_whole_keeps_its_weights_and_passes_gradients_on() -> None:

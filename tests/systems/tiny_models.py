@@ -210,6 +210,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "frozen": two("wavelet", 0, whole_control="frozen"),
         "frozen_slots_apart": two("convolution", 0, slots_apart=True, whole_control="frozen"),
         "frozen_early_lag1": two("attention", 1, boundary_ids=(2, 5, 7), whole_control="frozen"),
+        "shuffled_early_lag1": two(
+            "attention", 1, boundary_ids=(2, 5, 7), whole_control="shuffled"
+        ),
         "unread_lag1": two("attention", 1, num_links=0, whole_control="unread"),
         "odd_blocks": two("attention", 1, block_ticks=5, num_slots=5, predict_weight=0.0),
         "whole_blocks_of_one": two("last", 1, block_ticks=1, whole=tower(10, 1, 1, 9)),

@@ -64,7 +64,9 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
             their windows. This is the control of levels without towers of their own.
         whole_control: Control that shows what the whole contributes. "shuffled": each row reads the
             whole of the next row of its batch, and the last row that of the first, in training and
-            everywhere else; a row alone in a batch reads zeros. "frozen": the compressor and the
+            everywhere else: at every tick what the next row itself may read there, which are the
+            blocks that it has finished, its lag and its document kept. A row alone in a batch reads
+            zeros. The rows of a batch of sessions must be read in step. "frozen": the compressor and the
             whole tower keep their random weights. "unread": the part reads no plan either, so with
             no links, recall and text the whole learns by its own losses alone.
         predict_weight: Weight of the loss with which each plan predicts its tick by itself.
