@@ -181,6 +181,25 @@ def test_an_unread_whole_must_have_no_other_way_to_the_part(changes: dict[str, A
         two("mean", 0, whole_control="unread", **changes)
 
 
+def test_a_shuffled_whole_must_not_be_an_index_of_own_ticks() -> None:
+    with pytest.raises(UserError, match="reads its own ticks again"):
+        two("mean", 0, whole_control="shuffled", recall=RecallConfig(num_blocks=1))
+
+
+@torch.no_grad()
+def test_a_shuffled_whole_with_levels_tells_a_row_nothing_of_its_own_past() -> None:
+    above = replace(level("mean", 0), recall=RecallConfig(num_blocks=1))
+    model = shuffled(levels=(above,), boundary_ids=(2, 5, 7))
+    ids = torch.randint(0, VOCAB, (3, 60))
+    other = ids.clone()
+    other[1, 4] = (other[1, 4] + 1) % VOCAB
+    before, after = (model(batch_of(rows))["part"] for rows in (ids, other))
+    moved = (before - after).abs().amax(2) > 1e-5
+    reach = 4 + 3 * 6 + 3  # three layers with a window of 7, and 4 taps
+    assert not moved[1, reach + 1 :].any()
+    assert moved[0, reach + 1 :].any()
+
+
 @pytest.mark.parametrize("changes", [{"shared_layers": True}, {"levels": (level("mean", 0),)}])
 def test_a_frozen_whole_must_be_the_only_one(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="must be the only one"):
