@@ -101,6 +101,14 @@ def test_every_system_has_configurations() -> None:
     assert all(CONFIGS.values())
 
 
+@pytest.mark.parametrize("system", CONFIGS)
+def test_a_convolution_has_no_negative_number_of_taps(system: str) -> None:
+    config = next(iter(CONFIGS[system].values()))
+    if hasattr(config, "conv_taps"):
+        with pytest.raises(UserError, match="`conv_taps` must be >= 0"):
+            replace(config, conv_taps=-1)
+
+
 def test_a_layout_is_made_once_for_equal_configs() -> None:
     config = CONFIGS["two_stream"]["wavelet_lag1"]
     found = system_layout(config)

@@ -136,7 +136,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "tied_without_convolution": replace(single(7, taps=0), tied_head=True),
     },
     "hrt": {
-        "wavelet": hrt(*HRT_LEVELS[:2], strides=(4,), compressor="wavelet"),
+        "wavelet": hrt(*HRT_LEVELS[:2], strides=(4,), compressor="wavelet", conv_taps=0),
         "three_levels": hrt(*HRT_LEVELS),
         "two_rounds": hrt(*HRT_LEVELS, strides=(2, 4), compressor="wavelet", num_rounds=2),
         "words": hrt(
@@ -158,7 +158,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "hnet": {
         "one_stage": hnet(stage(16, 7)),
         "two_stages": hnet(stage(12, 7), stage(16, 4, ratio=2.0)),
-        "two_stages_bounded": hnet(stage(12, 7, 0.6), stage(12, 4, 0.75, 2.0)),
+        "two_stages_bounded": hnet(stage(12, 7, 0.6), stage(12, 4, 0.75, 2.0), conv_taps=0),
     },
     "hdlm": {
         "none": hdlm("none", coarse_norm=False),
@@ -173,7 +173,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         ),
         "embedding": hdlm("none", feedback="embedding", coarse_depth=3),
         "embedding_slow": hdlm("none", feedback="embedding", turn_ticks=4, conv_taps=1),
-        "part_alone": hdlm("masked", coarse_depth=0, tower=tower(12, 3, 2, 7)),
+        "part_alone": hdlm("masked", coarse_depth=0, tower=tower(12, 3, 2, 7), conv_taps=0),
     },
     "two_stream": {
         **{
@@ -295,7 +295,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
             whole=replace(tower(20, 2, 2, 3), mixer=MULTI_TOKEN),
             num_links=1,
         ),
-        "plan_only": two("convolution", 0, block_ticks=6, num_slots=3, num_links=0),
+        "plan_only": two("convolution", 0, block_ticks=6, num_slots=3, num_links=0, conv_taps=0),
         "wide_ring": two(
             "mean",
             1,

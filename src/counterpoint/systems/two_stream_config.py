@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from counterpoint.blocks.boundaries import BoundariesConfig, check_ends
+from counterpoint.blocks.convolution import check_taps
 from counterpoint.blocks.level_config import LevelConfig
 from counterpoint.blocks.notes import NotesConfig
 from counterpoint.blocks.ramp import mean_of_shorter
@@ -77,7 +78,7 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
             the whole tower. "whole": the state of the whole after it, which is what ticks read.
             Without a `reconstruct_weight` nothing is rebuilt.
         vocab_size: Number of ids of the part stream.
-        conv_taps: Number of taps of the convolution after the embedding.
+        conv_taps: Number of taps of the convolution after the embedding; 0 for no convolution.
         text: Shape of the text of the whole: a few ids for each block, in the stream `WHOLE_TEXT`,
             which guide the block; ``None`` if the whole is not written as text.
     """
@@ -99,6 +100,7 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
     text: NotesConfig | None = None
 
     def __post_init__(self) -> None:
+        check_taps(self.conv_taps)
         self.check(self.part)
         fine = self.whole
         below: LevelConfig = self
