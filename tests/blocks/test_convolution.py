@@ -38,7 +38,7 @@ def test_convolution_matches_loops(steps: int, taps: int, packed: bool) -> None:
         torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("taps", [1, 4])
+@pytest.mark.parametrize("taps", [0, 1, 4])
 def test_convolution_in_chunks_is_the_whole(taps: int) -> None:
     """Rows get different numbers of steps, some none, some fewer than there are taps."""
     block = CausalConvolution(5, taps)
@@ -58,3 +58,13 @@ def test_convolution_in_chunks_is_the_whole(taps: int) -> None:
             at, real = int(position[row]), int(lengths[row])
             torch.testing.assert_close(y[row, :real], whole[row, at : at + real])
         position += lengths
+
+
+def test_without_taps_nothing_is_changed_learned_or_stored() -> None:
+    block = CausalConvolution(5, 0)
+    x = torch.randn(2, 7, 5)
+    y, state = block(x)
+    assert torch.equal(y, x)
+    assert state.shape == block.initial_state(2).shape == (2, 0, 5)
+    assert not list(block.parameters())
+    assert not block.state_dict()

@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from counterpoint.blocks.pyramid import Counts, lay_levels, level_views
+from counterpoint.blocks.pyramid import Counts, Gather, lay_levels, level_views
 from counterpoint.blocks.transformer import Tower, TowerConfig
 
 TOWER = TowerConfig(width=8, num_layers=1, num_heads=2, mlp_hidden=8, window=64)
@@ -37,3 +38,17 @@ def test_coarse_steps_stand_at_the_last_step_of_their_blocks() -> None:
 
 def test_a_session_counts_on() -> None:
     assert ends(5, 8) == {(0, 1): [5, 7, 9, 11], (0, 2): [5, 11], (1, 2): [2, 5]}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_short_block_is_gathered_as_one_without_room(size: int) -> None:
+    """A block stands at the end of its room; what is before it is never read."""
+    roomy, tight = Gather(TOWER, 6, 8), Gather(TOWER, 6, size)
+    torch.nn.init.normal_(roomy.place)
+    weights = roomy.state_dict()
+    tight.load_state_dict(weights | {"place": roomy.place[:, -size:]})
+    x, blocks = torch.randn(2, 3, 8), torch.randn(2, 3, 8, 6)
+    real = (torch.arange(8) >= 8 - size).expand(2, 3, -1)
+    expected = tight(x, blocks[:, :, -size:], real[:, :, -size:])
+    torch.testing.assert_close(roomy(x, blocks * real[..., None], real), expected)

@@ -16,6 +16,7 @@ from tests.systems.contract_models import (
     piece,
     random_ticks,
     rows_of,
+    skip_if_rows_touch,
 )
 from tests.systems.scoring import extend, write_scores
 
@@ -118,6 +119,7 @@ def test_writing_after_any_chunk_is_offline_and_leaves_no_trace(model: System) -
 
 def test_rows_of_different_lengths_equal_rows_alone(model: System) -> None:
     """Rows get different numbers of ticks in every call; none is a pause."""
+    skip_if_rows_touch(model)
     num_rows, num_calls = 4, 14
     most = torch.tensor([1, 2, 5, 30]).repeat(num_calls)[:num_calls]  # the last is many chunks
     lengths = (torch.rand(num_calls, num_rows) * (most[:, None] + 1)).long()
@@ -145,6 +147,7 @@ def test_rows_of_different_lengths_equal_rows_alone(model: System) -> None:
 
 def test_rows_are_isolated_bit_for_bit(model: System) -> None:
     """Row 0 reads the same while other rows read other things, pause, run ahead and reset."""
+    skip_if_rows_touch(model)
     num_ticks = min(num_ticks_of(model), 44)
     chunks = random_chunks(num_ticks, 7)
     mine = random_ticks(model, 1, num_ticks)
@@ -175,6 +178,7 @@ def test_rows_are_isolated_bit_for_bit(model: System) -> None:
 
 
 def test_zeroed_row_is_a_new_session(model: System) -> None:
+    skip_if_rows_touch(model)
     first, second = random_ticks(model, 3, 43), random_ticks(model, 3, 39)
     expected = piece(offline(model, joined([first, second])), 43, 43 + 39)
     with torch.no_grad():

@@ -58,8 +58,8 @@ def test_shared_layers_must_have_one_shape() -> None:
         two("wavelet", 0, shared_layers=True)
 
 
-def shuffled(lag: int = 0) -> TwoStream:
-    model = randomised(TwoStream(two("wavelet", lag, whole_control="shuffled")))
+def shuffled(lag: int = 0, **changes: Any) -> TwoStream:
+    model = randomised(TwoStream(two("wavelet", lag, whole_control="shuffled", **changes)))
     assert isinstance(model, TwoStream)
     return model
 
@@ -112,6 +112,29 @@ def test_sessions_in_step_read_a_shuffled_whole_as_whole_rows_do(lag: int) -> No
         first += length
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_block_of_the_next_row_is_read_once_that_row_has_finished_it(lag: int) -> None:
+    """Blocks end early, and documents begin elsewhere."""
+    model = shuffled(lag, boundary_ids=(2, 5, 7))
+    num_ticks, start, own_start = 41, 20, 24
+    ids = torch.randint(0, VOCAB, (2, num_ticks))
+    starts = torch.zeros_like(ids)
+    starts[0, own_start:] = own_start
+    starts[1, start:] = start
+    tick = torch.arange(num_ticks)
+    pairs = ids.repeat(num_ticks, 1)
+    pairs[1::2] = torch.where(tick >= tick[:, None], (ids[1] + 1) % VOCAB, ids[1])
+    before = model(batch_of(ids, starts))["part"][0]
+    after = model(batch_of(pairs, starts.repeat(num_ticks, 1)))["part"][::2]
+    moved = (after - before).abs().amax(2) > 1e-5  # (first changed tick of the next row, tick)
+    assert not moved[tick < tick[:, None]].any()
+    assert moved[0, 8:start].all()
+    ids[1, :start] = (ids[1, :start] + 1) % VOCAB  # a document that is over there
+    after = model(batch_of(ids, starts))["part"][0]
+    torch.testing.assert_close(after[own_start:], before[own_start:], rtol=0, atol=1e-5)
+
+
 def test_a_frozen_whole_keeps_its_weights_and_passes_gradients_on() -> None:
     model = TwoStream(two("convolution", 0, whole_control="frozen", part=tower(18, 3, 3, 2)))
     torch.nn.init.normal_(model.head.weight)
@@ -156,6 +179,25 @@ def test_a_part_reads_nothing_of_an_unread_whole_which_learns_by_its_own_loss() 
 def test_an_unread_whole_must_have_no_other_way_to_the_part(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="An unread whole must have no link"):
         two("mean", 0, whole_control="unread", **changes)
+
+
+def test_a_shuffled_whole_must_not_be_an_index_of_own_ticks() -> None:
+    with pytest.raises(UserError, match="reads its own ticks again"):
+        two("mean", 0, whole_control="shuffled", recall=RecallConfig(num_blocks=1))
+
+
+@torch.no_grad()
+def test_a_shuffled_whole_with_levels_tells_a_row_nothing_of_its_own_past() -> None:
+    above = replace(level("mean", 0), recall=RecallConfig(num_blocks=1))
+    model = shuffled(levels=(above,), boundary_ids=(2, 5, 7))
+    ids = torch.randint(0, VOCAB, (3, 60))
+    other = ids.clone()
+    other[1, 4] = (other[1, 4] + 1) % VOCAB
+    before, after = (model(batch_of(rows))["part"] for rows in (ids, other))
+    moved = (before - after).abs().amax(2) > 1e-5
+    reach = 4 + 3 * 6 + 3  # three layers with a window of 7, and 4 taps
+    assert not moved[1, reach + 1 :].any()
+    assert moved[0, reach + 1 :].any()
 
 
 @pytest.mark.parametrize("changes", [{"shared_layers": True}, {"levels": (level("mean", 0),)}])

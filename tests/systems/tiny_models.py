@@ -136,7 +136,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "tied_without_convolution": replace(single(7, taps=0), tied_head=True),
     },
     "hrt": {
-        "wavelet": hrt(*HRT_LEVELS[:2], strides=(4,), compressor="wavelet"),
+        "wavelet": hrt(*HRT_LEVELS[:2], strides=(4,), compressor="wavelet", conv_taps=0),
         "three_levels": hrt(*HRT_LEVELS),
         "two_rounds": hrt(*HRT_LEVELS, strides=(2, 4), compressor="wavelet", num_rounds=2),
         "words": hrt(
@@ -158,7 +158,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "hnet": {
         "one_stage": hnet(stage(16, 7)),
         "two_stages": hnet(stage(12, 7), stage(16, 4, ratio=2.0)),
-        "two_stages_bounded": hnet(stage(12, 7, 0.6), stage(12, 4, 0.75, 2.0)),
+        "two_stages_bounded": hnet(stage(12, 7, 0.6), stage(12, 4, 0.75, 2.0), conv_taps=0),
     },
     "hdlm": {
         "none": hdlm("none", coarse_norm=False),
@@ -173,7 +173,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         ),
         "embedding": hdlm("none", feedback="embedding", coarse_depth=3),
         "embedding_slow": hdlm("none", feedback="embedding", turn_ticks=4, conv_taps=1),
-        "part_alone": hdlm("masked", coarse_depth=0, tower=tower(12, 3, 2, 7)),
+        "part_alone": hdlm("masked", coarse_depth=0, tower=tower(12, 3, 2, 7), conv_taps=0),
     },
     "two_stream": {
         **{
@@ -210,6 +210,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "frozen": two("wavelet", 0, whole_control="frozen"),
         "frozen_slots_apart": two("convolution", 0, slots_apart=True, whole_control="frozen"),
         "frozen_early_lag1": two("attention", 1, boundary_ids=(2, 5, 7), whole_control="frozen"),
+        "shuffled_early_lag1": two(
+            "attention", 1, boundary_ids=(2, 5, 7), whole_control="shuffled"
+        ),
         "unread_lag1": two("attention", 1, num_links=0, whole_control="unread"),
         "odd_blocks": two("attention", 1, block_ticks=5, num_slots=5, predict_weight=0.0),
         "whole_blocks_of_one": two("last", 1, block_ticks=1, whole=tower(10, 1, 1, 9)),
@@ -292,7 +295,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
             whole=replace(tower(20, 2, 2, 3), mixer=MULTI_TOKEN),
             num_links=1,
         ),
-        "plan_only": two("convolution", 0, block_ticks=6, num_slots=3, num_links=0),
+        "plan_only": two("convolution", 0, block_ticks=6, num_slots=3, num_links=0, conv_taps=0),
         "wide_ring": two(
             "mean",
             1,

@@ -30,7 +30,8 @@ class LevelConfig:
             `max_share`, by the same factor.
         lag_blocks: Number of the newest finished blocks that the finer tower may not read yet.
         compressor: How a finished block becomes slots; see `counterpoint.blocks.compress`.
-        num_slots: Number of slots a block, for compressors with a free number.
+        num_slots: Number of slots a block of the convolution and the attention. The others ignore
+            it: mean and last make one slot, the wavelet one for each step.
         slots_apart: Every slot is a step of the coarse tower of its own, instead of all slots of a
             block being merged into one: more state and more detail.
         code_levels: Levels of the numbers of each slot's code (finite scalar quantisation): the

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from counterpoint.blocks.attention import AttentionConfig, Reach, write_ring
+from counterpoint.blocks.attention import AttentionConfig, Reach, score_bias, write_ring
 from counterpoint.blocks.block_grid import BlockGrid, gather_blocks, lay_blocks, newest_steps
 from counterpoint.blocks.compress import Kind, build_compressor
 from counterpoint.blocks.cross_attention import (
@@ -297,13 +297,17 @@ class Gather(nn.Module):
         self.gate = nn.Parameter(torch.full((coarse.width,), GATE_START))
 
     def forward(
-        self, x: Float[Tensor, "B W D2"], blocks: Float[Tensor, "B W R D"]
+        self,
+        x: Float[Tensor, "B W D2"],
+        blocks: Float[Tensor, "B W R D"],
+        real: Bool[Tensor, "B W R"],
     ) -> Float[Tensor, "B W D2"]:
-        """Return what each coarse step reads from its block."""
+        """Return what each coarse step reads from the states of its block that are ``real``."""
         q = self.query(self.norm(x)).unflatten(-1, (self.num_heads, 1, -1))
         kv = self.key_value(blocks).unflatten(-1, (2, self.num_heads, -1))
         k, v = kv.permute(3, 0, 1, 4, 2, 5).unbind(0)  # (B, W, H, R, E)
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + self.place[:, None].to(q.dtype)
+        scores = scores + score_bias(real).transpose(1, 2)[..., None, :].to(q.dtype)
         read: Tensor = self.out((torch.softmax(scores, -1) @ v).flatten(2))
         return read
 
@@ -345,7 +349,11 @@ class Rise(nn.Module):
         return self.merge(self.compressor(gathered, real)[..., 0, :])
 
     def gather(
-        self, number: int, x: Float[Tensor, "B W D2"], gathered: Float[Tensor, "B W R D"]
+        self,
+        number: int,
+        x: Float[Tensor, "B W D2"],
+        gathered: Float[Tensor, "B W R D"],
+        real: Bool[Tensor, "B W R"],
     ) -> Float[Tensor, "B W D2"]:
         """Let coarse states read their blocks again, in a round after the first.
 
@@ -353,9 +361,10 @@ class Rise(nn.Module):
             number: Number of the round, counted from 0; it is at least 1.
             x: Coarse states.
             gathered: The R states of each block.
+            real: True for those that the block has; a block that ends early has fewer.
         """
         gather = self.gathers[number - 1]
-        return fuse(x, gather(x, gathered), gather.gate)
+        return fuse(x, gather(x, gathered, real), gather.gate)
 
     def flops_per_step(self) -> float:
         """Return the forward FLOPs of a coarse step, in all rounds."""

@@ -27,7 +27,8 @@ class RampConfig:
             or a half, a quarter and so on of it. ``None``: blocks have their final length
             throughout.
         share: Share of the training after which blocks have their final length; above 0 and below
-            1, because the finished model is used with blocks of that length.
+            1, because the finished model is used with blocks of that length. Without `start_ticks`
+            it has no effect.
     """
 
     start_ticks: int | None = None

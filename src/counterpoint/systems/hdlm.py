@@ -34,7 +34,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.blocks.attention import AttentionConfig
-from counterpoint.blocks.convolution import CausalConvolution
+from counterpoint.blocks.convolution import CausalConvolution, check_taps
 from counterpoint.blocks.depth import CodebookEmbedding
 from counterpoint.blocks.early_exit import (
     ExitOrders,
@@ -92,7 +92,7 @@ class HdLMConfig(SystemConfig):
         coarse_weight: Weight of the coarse loss, which is a mean over all places of the stream. If
             it is ``coarse_depth``, the loss is the likelihood of both streams.
         vocab_size: Number of ids of the part stream.
-        conv_taps: Number of taps of the convolution after the embedding.
+        conv_taps: Number of taps of the convolution after the embedding; 0 for no convolution.
     """
 
     tower: TowerConfig
@@ -108,6 +108,7 @@ class HdLMConfig(SystemConfig):
     conv_taps: int = 4
 
     def __post_init__(self) -> None:
+        check_taps(self.conv_taps)
         if not 1 <= self.coarse_layer <= self.tower.num_layers:
             raise UserError(
                 f"`coarse_layer` must be 1 to {self.tower.num_layers}, the layers of the tower: "

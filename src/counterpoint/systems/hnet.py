@@ -31,7 +31,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.blocks.convolution import CausalConvolution
+from counterpoint.blocks.convolution import CausalConvolution, check_taps
 from counterpoint.blocks.loss_sums import LossSums, row_losses
 from counterpoint.blocks.stage import Ratios, Stage, StageConfig, StageState, Steps
 from counterpoint.blocks.transformer import TowerConfig
@@ -62,7 +62,7 @@ class HNetConfig(SystemConfig):
         main: Tower over the chunks of the innermost stage.
         ratio_weight: Weight of the ratio losses, which are summed over stages.
         vocab_size: Number of ids of the part stream.
-        conv_taps: Number of taps of the convolution after the embedding.
+        conv_taps: Number of taps of the convolution after the embedding; 0 for no convolution.
     """
 
     stages: tuple[StageConfig, ...]
@@ -72,6 +72,7 @@ class HNetConfig(SystemConfig):
     conv_taps: int = 4
 
     def __post_init__(self) -> None:
+        check_taps(self.conv_taps)
         if not self.stages:
             raise UserError("`stages` must be one or more: got none. `SingleStream` has none.")
         widths = self.widths

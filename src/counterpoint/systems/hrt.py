@@ -277,12 +277,13 @@ class HRT(System):
         sure = [self._sure(laid, state), *[1.0] * len(self.config.strides)]
         for number in range(config.num_rounds):
             for level, (reach, tower) in enumerate(zip(reaches, self.towers, strict=False)):
-                if level and not number:
-                    real = blocks[level - 1].grid.real
-                    levels.append(self.rises[level - 1].compress(gathered[level - 1], real))
-                elif level:
+                if level:
                     rise = self.rises[level - 1]
-                    levels[level] = rise.gather(number, levels[level], gathered[level - 1])
+                    taken = (gathered[level - 1], blocks[level - 1].grid.real)
+                    if number:
+                        levels[level] = rise.gather(number, levels[level], *taken)
+                    else:
+                        levels.append(rise.compress(*taken))
                 if level or number:  # `_lay` has run the first layers
                     size = tower.config.num_layers // config.num_rounds
                     own = range(number * size, (number + 1) * size)

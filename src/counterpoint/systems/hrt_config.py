@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from counterpoint.blocks.attention import AttentionConfig
 from counterpoint.blocks.boundaries import BoundariesConfig, check_ends
 from counterpoint.blocks.compress import Kind
+from counterpoint.blocks.convolution import check_taps
 from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.errors import UserError
 from counterpoint.literals import literals_checked
@@ -29,7 +30,7 @@ class HRTConfig(SystemConfig):
             wavelet only the approximation goes up.
         reconstruct_weight: Weight of the loss of rebuilding finished blocks from coarser levels.
         vocab_size: Number of ids of the part stream.
-        conv_taps: Number of taps of the convolution after the embedding.
+        conv_taps: Number of taps of the convolution after the embedding; 0 for no convolution.
         boundary_ids: Ids after which a block of ticks ends early, such as a space.
         learned_ends: Router that finds the early ends of blocks of ticks; ``None`` if there is no
             router.
@@ -54,6 +55,7 @@ class HRTConfig(SystemConfig):
     graph_blocks: int | None = None
 
     def __post_init__(self) -> None:
+        check_taps(self.conv_taps)
         if len(self.levels) < 2 or len(self.strides) != len(self.levels) - 1:
             raise UserError(
                 f"`levels` must be two or more, with one stride between neighbouring levels: got "

@@ -28,7 +28,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from counterpoint.blocks.attention import AttentionConfig
-from counterpoint.blocks.convolution import CausalConvolution
+from counterpoint.blocks.convolution import CausalConvolution, check_taps
 from counterpoint.blocks.mixer import MixerState
 from counterpoint.blocks.norm import RMSNorm
 from counterpoint.blocks.rope import RopeConfig
@@ -76,10 +76,11 @@ class ShanksConfig(SystemConfig):
     new_ids: int = 0
 
     def __post_init__(self) -> None:
-        if self.vocab_size < 1 or self.heard_width < 0 or self.conv_taps < 0:
+        check_taps(self.conv_taps)
+        if self.vocab_size < 1 or self.heard_width < 0:
             raise UserError(
-                "`vocab_size` must be >= 1, `heard_width` and `conv_taps` >= 0: got "
-                f"{self.vocab_size}, {self.heard_width} and {self.conv_taps}."
+                "`vocab_size` must be >= 1 and `heard_width` >= 0: got "
+                f"{self.vocab_size} and {self.heard_width}."
             )
         if not 0 <= self.new_ids < self.vocab_size:
             raise UserError(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.blocks.convolution import CausalConvolution
+from counterpoint.blocks.convolution import CausalConvolution, check_taps
 from counterpoint.blocks.far_attention import FarAttentionConfig
 from counterpoint.blocks.mixer import MixerReach, MixerState
 from counterpoint.blocks.norm import RMSNorm
@@ -59,8 +59,7 @@ class SingleStreamConfig(SystemConfig):
     def __post_init__(self) -> None:
         if self.vocab_size < 1:
             raise UserError(f"`vocab_size` must be >= 1: got {self.vocab_size}.")
-        if self.conv_taps < 0:
-            raise UserError(f"`conv_taps` must be >= 0: got {self.conv_taps}.")
+        check_taps(self.conv_taps)
 
 
 def tiny() -> SingleStreamConfig:

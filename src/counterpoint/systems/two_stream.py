@@ -46,6 +46,7 @@ from counterpoint.systems.two_stream_config import WHOLE_TEXT, BlockLengths, lay
 from counterpoint.systems.two_stream_config import TwoStreamConfig as TwoStreamConfig
 from counterpoint.systems.two_stream_losses import (
     ChangeText,
+    in_next_blocks,
     led_text,
     loss_factors,
     next_rows,
@@ -144,7 +145,7 @@ class TwoStream(System, Level):
         """
         lower = self._read_rows(batch)
         if whole is None:
-            whole = self._read_whole(lower)
+            whole, lower = self._read_whole(lower)
         else:
             num_rows, num_blocks = lower.cut.end_step.shape
             expected = (num_rows, num_blocks, self.config.coarse_width)
@@ -169,7 +170,7 @@ class TwoStream(System, Level):
         if not self.steering.links:
             raise UserError("Attention is shown by links: expected `num_links` >= 1, got 0.")
         lower = self._read_rows(batch)
-        whole = self._read_whole(lower)
+        whole, lower = self._read_whole(lower)
         weights: list[Tensor] = []
         guidance = self._guidance(lower, self.steering.record(whole, lower.cut.end_step))
         self._write_part(lower, guidance, weights=weights)
@@ -197,9 +198,9 @@ class TwoStream(System, Level):
         lower = self._read_rows(batch, kept)
         compressed = self.compress(lower.cut)
         own = self.read_blocks(compressed, lower.cut, None)
-        whole = self._shown(own)
-        published = self.steering.record(whole, lower.cut.end_step)
-        guidance = self._guidance(lower, published, kept)
+        whole, guided = self._shown(own, lower)
+        published = self.steering.record(whole, guided.cut.end_step)
+        guidance = self._guidance(guided, published, kept)
         hidden = self._write_part(lower, guidance)
         losses: dict[str, LossSums] = {}
         if self.notes is not None and WHOLE_TEXT in batch.targets:
@@ -287,13 +288,15 @@ class TwoStream(System, Level):
         shuffled = self.config.whole_control == "shuffled"
         return partial(led_text, keep=keep, shuffled=shuffled)
 
-    def _read_whole(self, lower: LowerStates) -> Float[Tensor, "B W D2"]:
-        """Return the whole states that guide each of the whole rows."""
-        return self._shown(self.read_blocks(self.compress(lower.cut), lower.cut, None))
+    def _read_whole(self, lower: LowerStates) -> tuple[Float[Tensor, "B W D2"], LowerStates]:
+        """Return the whole states that guide each of the whole rows; see `_shown`."""
+        return self._shown(self.read_blocks(self.compress(lower.cut), lower.cut, None), lower)
 
-    def _shown(self, whole: Float[Tensor, "B W D2"]) -> Float[Tensor, "B W D2"]:
-        """Return the whole states that guide each row, given its own."""
-        return next_rows(whole) if self.config.whole_control == "shuffled" else whole
+    def _shown(self, whole: State, lower: LowerStates) -> tuple[State, LowerStates]:
+        """Return the whole that guides each row, given its own, and the rows in its blocks."""
+        if self.config.whole_control != "shuffled":
+            return whole, lower
+        return map_state(next_rows, whole), in_next_blocks(lower)
 
     def _guidance(
         self, lower: LowerStates, published: Published, keep: Bool[Tensor, "B 1"] | None = None
@@ -429,11 +432,8 @@ class TwoStream(System, Level):
         """Run the last third of `read`: the upper part layers, guided by the published whole."""
         if lower.after is None:
             raise AssertionError("`read_lower` of a session gives the state after it")
-        published = state.whole.published
-        if self.config.whole_control == "shuffled":
-            published = map_state(next_rows, published)
-        guidance = self._guidance(lower, published)
-        return self._write_part(lower, guidance, state.part), lower.after
+        published, guided = self._shown(state.whole.published, lower)
+        return self._write_part(lower, self._guidance(guided, published), state.part), lower.after
 
     def kept_whole(self, state: TwoStreamState) -> tuple[Tensor, Tensor]:
         """Return the kept whole states (B, C, D2) and their blocks (B, C), < 0 in empty slots."""

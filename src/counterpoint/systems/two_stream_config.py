@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from counterpoint.blocks.boundaries import BoundariesConfig, check_ends
+from counterpoint.blocks.convolution import check_taps
 from counterpoint.blocks.level_config import LevelConfig
 from counterpoint.blocks.notes import NotesConfig
 from counterpoint.blocks.ramp import mean_of_shorter
@@ -64,15 +65,20 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
             their windows. This is the control of levels without towers of their own.
         whole_control: Control that shows what the whole contributes. "shuffled": each row reads the
             whole of the next row of its batch, and the last row that of the first, in training and
-            everywhere else; a row alone in a batch reads zeros. "frozen": the compressor and the
-            whole tower keep their random weights. "unread": the part reads no plan either, so with
-            no links, recall and text the whole learns by its own losses alone.
+            everywhere else: at every tick what the next row itself may read there, which are the
+            blocks that it has finished, its lag and its document kept. Of `levels` that is the
+            lowest whole, which the next row's own levels guide. A row alone in a batch reads zeros.
+            The rows of a batch of sessions must be read in step. "frozen": the compressor and the
+            whole tower keep their random weights; a router of `learned_ends` learns. "unread":
+            the part reads no plan either, so with no links, recall and text the whole learns by its
+            own losses alone.
         predict_weight: Weight of the loss with which each plan predicts its tick by itself.
         reconstruct_weight: Weight of the loss of rebuilding each block.
         reconstruct_from: What a block is rebuilt from. "compressed": its compressed form, before
             the whole tower. "whole": the state of the whole after it, which is what ticks read.
+            Without a `reconstruct_weight` nothing is rebuilt.
         vocab_size: Number of ids of the part stream.
-        conv_taps: Number of taps of the convolution after the embedding.
+        conv_taps: Number of taps of the convolution after the embedding; 0 for no convolution.
         text: Shape of the text of the whole: a few ids for each block, in the stream `WHOLE_TEXT`,
             which guide the block; ``None`` if the whole is not written as text.
     """
@@ -94,6 +100,7 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
     text: NotesConfig | None = None
 
     def __post_init__(self) -> None:
+        check_taps(self.conv_taps)
         self.check(self.part)
         fine = self.whole
         below: LevelConfig = self
@@ -124,6 +131,11 @@ class TwoStreamConfig(SystemConfig, LevelConfig):
             raise UserError(
                 "A frozen whole must be the only one and have layers of its own: got "
                 f"{len(self.levels)} `levels` and `shared_layers` = {self.shared_layers}."
+            )
+        if self.whole_control == "shuffled" and self.recall is not None:
+            raise UserError(
+                "With a shuffled whole a row must read nothing old of its own, but by `recall` it "
+                f"reads its own ticks again: got {self.recall}. Leave it out, or the control."
             )
         is_read = bool(self.num_links or self.recall or self.text)
         if self.whole_control == "unread" and is_read:

@@ -13,6 +13,7 @@ from counterpoint.blocks.steering import Guidance
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.spec import UNSET_ID
 from counterpoint.systems.two_stream_config import WHOLE_TEXT, TwoStreamConfig
+from counterpoint.systems.two_stream_state import LowerStates
 
 ChangeText = Callable[[Int[Tensor, "B *T K"]], Int[Tensor, "B *T K"]]
 """Function from the text of a batch to the text that guides its rows."""
@@ -98,4 +99,29 @@ def obeyed(guidance: Guidance, config: TwoStreamConfig) -> Guidance:
 
 def next_rows(x: Shaped[Tensor, "B *_rest"]) -> Shaped[Tensor, "B *_rest"]:
     """Return for every row the next one; the last row gets the first, and a row alone zeros."""
-    return x.roll(-1, 0) if len(x) > 1 else torch.zeros_like(x)
+    return _next(x) if len(x) > 1 else torch.zeros_like(x)
+
+
+def in_next_blocks(lower: LowerStates) -> LowerStates:
+    """Return each row with the blocks of the next one, in place of its own, and its ends.
+
+    A tick may then read the blocks that the next row has finished at that tick, at the ticks where
+    they ended, and no later one. The last row has those of the first, and a row alone its own.
+    """
+    cut = lower.cut
+    finished, place = (_next(counts) for counts in (cut.grid.finished, cut.grid.place))
+    cut = cut._replace(
+        grid=cut.grid._replace(finished=finished, place=place),
+        end_step=_next(cut.end_step),
+        first_block=_next(cut.first_block),
+        before=_next(cut.before),
+        finished=_next(cut.finished),
+    )
+    ends = lower.ends
+    if ends is not None:
+        ends = ends._replace(confidence=_next(ends.confidence))
+    return lower._replace(cut=cut, ends=ends)
+
+
+def _next(x: Shaped[Tensor, "B *_rest"]) -> Shaped[Tensor, "B *_rest"]:
+    return x.roll(-1, 0)
