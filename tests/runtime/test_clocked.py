@@ -239,6 +239,17 @@ def test_a_response_that_is_there_when_the_last_thought_ends_is_read_without_pat
     assert [one.text for one in decoder.timeline.where(kind="thought")][1:] == ["b", "so"]
 
 
+@pytest.mark.parametrize("patience_s", [0.0, 3.0])
+def test_a_model_that_calls_in_every_thought_answers_all_the_same(patience_s: float) -> None:
+    config = ClockConfig(chunk_s=4.0, tokens_per_s=2.0, patience_s=patience_s)
+    thought = [*calling("more"), "so", "</think>"]  # 2.5 s, in which the response comes
+    program = Program(thought * 50)
+    decoder = ClockedDecoder(program, config, tools=SlowTools(*[0.25] * 50))
+    decoder.hear("one", 0, 4, last=True)
+    (answer,) = decoder.timeline.where(kind="answer")
+    assert answer.start_s <= 4 + patience_s + 2 * 2.5
+
+
 @pytest.mark.parametrize(
     ("seconds", "mark", "last", "end_s"),
     [

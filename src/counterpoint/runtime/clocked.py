@@ -359,8 +359,13 @@ class ClockedDecoder:
             pass  # it was the response of another call
 
     def _think_of_late_responses(self, number: int, until_s: float) -> None:
-        """Think about the responses that come after the last thought, until none is awaited."""
-        while self._calls and self._wait_for_response(until_s):
+        """Think about the responses that come after the last thought, until none is awaited.
+
+        Once the patience is over, there is one more thought at most: about what came by then.
+        """
+        goes_on = True
+        while goes_on and self._calls and self._wait_for_response(until_s):
+            goes_on = self.clock.now() < until_s
             self._think(number, until_s, last=True)
 
     def _wait_for_response(self, until_s: float) -> bool:
