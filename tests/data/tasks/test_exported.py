@@ -162,7 +162,7 @@ def test_names_are_scored_where_their_costs_are_told() -> None:
         "task": "t",
         "id": 0,
         "document": "d",
-        "contexts": {"own": "x", "other": "y", "absent": ""},
+        "contexts": {"own": "x", "other": "y"},
         "text": "abcdefgh",
         "names": [[2, 4]],
     }
