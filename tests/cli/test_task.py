@@ -11,6 +11,7 @@ from counterpoint.data.tasks.exported import read_folder
 from counterpoint.files import read_json_lines
 from counterpoint.runtime.save import save
 from counterpoint.systems.single_stream import SingleStream
+from tests.data.tasks.real_data import write_questions
 from tests.systems.tiny_models import single
 
 
@@ -46,14 +47,32 @@ def test_what_is_written_is_answered_and_scored(
     assert "joint (primary)" in first
 
 
+def test_a_task_with_fewer_items_than_asked_says_how_many_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_questions(Path("data/trec-qc"))
+    words = ["--data", "data", "--tasks", "questions", "--num-items", "20"]
+    assert main(["task", "export", "pw", *words]) == 0
+    told = capsys.readouterr()
+    path = Path("pw/questions.jsonl")
+    assert told.out == f"{path}\n"
+    assert told.err == f"{path} has 12 lines and not 20: no item is written twice.\n"
+
+
 def test_mistakes_are_told_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(SingleStream(single(8)), folder.parent / "small")
     for words, message in (
         (["write", "pw"], "export, answer, score"),
         (["export", "pw", "--tasks", "navn"], "got 'navn'"),
         (["export", "pw", "--data", "nowhere"], "must exist"),
+        (["export", "new", "--num-items", "0"], "`--num-items` must be >= 1: got 0."),
+        (["export", "new", "--num-items", "-5"], "`--num-items` must be >= 1: got -5."),
         (["answer", "small", "pw"], "reads and writes bytes"),
         (["score", "pw", "none.jsonl"], "none.jsonl"),
     ):
         assert main(["task", *words]) == 2
-        assert message in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert message in told
+        assert len(told.splitlines()) == 1
+    assert not Path("new").exists()

@@ -16,6 +16,7 @@ from counterpoint.blocks.ramp import RampConfig
 from counterpoint.data.tasks.part_whole import FORMS
 from counterpoint.data.tasks.part_whole.rhm import RandomHierarchy
 from counterpoint.errors import UserError
+from counterpoint.evaluate.report.grid_rows import grid_rows
 from counterpoint.evaluate.tasks import respond
 from counterpoint.files import read_json, write_json
 from counterpoint.progress import Progress
@@ -29,7 +30,7 @@ from counterpoint.recipes.grid_workers import Workers
 from counterpoint.recipes.part_whole import part_whole
 from counterpoint.systems.single_stream import SingleStreamConfig
 from counterpoint.train.config import ScheduleConfig, TrainConfig
-from counterpoint.train.loop import DivergedError, Trainer
+from counterpoint.train.loop import Trainer
 from tests.systems.tiny_models import tower, two
 from tests.test_architecture import ROOT
 
@@ -236,8 +237,21 @@ def test_a_rate_that_diverges_is_not_chosen(tmp_path: Path) -> None:
     one = tiny_grid().arms[:1]
     grid = tiny_grid(learning_rates=(1e30, 1e-3), arms=one)
     assert run_grid(grid, tmp_path / "both", progress=quiet())[0]["learning_rate"] == 1e-3
-    with pytest.raises(DivergedError, match="must be finite"):
-        run_grid(tiny_grid(learning_rates=(1e30,), arms=one), tmp_path / "one", progress=quiet())
+
+
+def test_an_arm_that_diverges_does_not_end_the_study(tmp_path: Path) -> None:
+    """It counts as wrong in everything, its row says so, and all other cells are run."""
+    bad, good = GridArm(name="bad", system=tiny(), lr_factors=(("", 1e33),)), tiny_grid().arms[1]
+    grid = tiny_grid(arms=(good, bad), seeds=(0, 3))
+    records = run_grid(grid, tmp_path, progress=quiet())
+    assert [record["arm"] for record in records] == ["b", "b", "bad", "bad"]
+    assert [record["denominators"] for record in records] == [records[0]["denominators"]] * 4
+    assert [sum(record["numerators"]) for record in records[2:]] == [0, 0]
+    assert run_grid(grid, tmp_path, progress=quiet()) == records
+    rows = {row.arm: row for row in grid_rows(records, "b")}
+    assert rows["b"].diverged == ()
+    assert rows["bad"].diverged == (0, 3)
+    assert rows["bad"].score.high == 0
 
 
 @pytest.mark.parametrize(

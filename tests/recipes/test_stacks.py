@@ -16,6 +16,7 @@ import counterpoint
 from counterpoint.data.tasks.part_whole.logbook import Logbook
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.data.text.corpus import DataConfig, Folder
+from counterpoint.evaluate.report.grid_rows import DIVERGED
 from counterpoint.progress import Progress
 from counterpoint.recipes import cells as cells_module
 from counterpoint.recipes import stacks as module
@@ -135,7 +136,11 @@ def test_a_cell_that_diverges_costs_no_other_cell(tmp_path: Path) -> None:
     cells = [cell(0), cell(1, 1e30)]
     found = run_stack(GRID, partial(recorded_run, folder=tmp_path), "cpu", cells)
     assert found.diverged == [cells[1].key]
-    assert [outcome.cell for outcome in found.cells] == cells[:1]
+    assert [outcome.cell for outcome in found.cells] == cells
+    lost = found.cells[1].record
+    assert lost["score"] == sum(lost["numerators"]) == 0
+    assert lost["denominators"] == found.cells[0].record["denominators"]
+    assert lost["scores"] == [{"name": DIVERGED, "value": 1.0}]
 
 
 def test_trained_lanes_are_seen_on_the_way_and_loaded_again(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The command ``task``: export the tasks, answer them with a checkpoint, or score answers."""
 
 import json
+import sys
 from collections.abc import Sequence
 from contextlib import closing
 from typing import TypeVar
@@ -61,8 +62,12 @@ def main(arguments: Sequence[str]) -> int:
 def _export(arguments: Sequence[str]) -> None:
     options = parse_options(TaskExportOptions, arguments, "task export", _EXPORT)
     tasks = _chosen(exported.all_tasks(options.data), options.tasks)
-    for path in exported.write_folder(options.folder, tasks, options.num_items, options.seed):
+    asked = options.num_items
+    for path, count in exported.write_folder(options.folder, tasks, asked, options.seed).items():
         print(path)
+        if count < asked:
+            note = f"{path} has {count:,} lines and not {asked:,}: no item is written twice."
+            print(note, file=sys.stderr)
 
 
 def _answer(arguments: Sequence[str]) -> None:

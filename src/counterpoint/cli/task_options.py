@@ -6,6 +6,7 @@ from pathlib import Path
 import tyro
 
 from counterpoint.data.tasks import exported
+from counterpoint.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,7 +16,7 @@ class TaskExportOptions:
     Attributes:
         folder: Folder in which the files are written.
         tasks: Names of the tasks to export; all by default.
-        num_items: Number of lines of each task.
+        num_items: Number of lines of each task, or all items that a real task has if it has fewer.
         seed: Seed of the items; no run learns from the items of the default.
         data: Folder with `books`, `trec-qc`, `sgd-mini`; without books the passages are the
             Bible's.
@@ -26,6 +27,10 @@ class TaskExportOptions:
     num_items: int = 1000
     seed: int = exported.EXPORT_SEED
     data: str = ""
+
+    def __post_init__(self) -> None:
+        if self.num_items < 1:
+            raise UserError(f"`--num-items` must be >= 1: got {self.num_items}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

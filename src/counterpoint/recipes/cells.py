@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from counterpoint.data.tasks.items import REPORTED_SEED, scored_items
+from counterpoint.data.tasks.items import REPORTED_SEED, best_constant, draw, scored_items
 from counterpoint.data.tasks.named import data_digest, learned_data
+from counterpoint.evaluate.report.grid_rows import DIVERGED
 from counterpoint.evaluate.tasks import answer, may_be_told, respond
 from counterpoint.files import whole_file, write_json
 from counterpoint.packages import optional_module
@@ -94,8 +95,6 @@ def run_cell(grid: Grid, work: Path, cell: Cell) -> CellOutcome:
         work: Folder for its run; a cell that was stopped there is continued.
         cell: The cell.
 
-    Raises:
-        DivergedError: The loss of a reported cell is not a number.
     """
     run = cell_run(grid, cell)
     begin = time.perf_counter()
@@ -111,8 +110,7 @@ def run_cell(grid: Grid, work: Path, cell: Cell) -> CellOutcome:
             loggers=(),
         )
     except DivergedError:
-        if cell.seed not in grid.tuning_seeds:
-            raise
+        pass  # a result like any other: see `cell_outcome`
     else:
         if not result.finished:
             raise KeyboardInterrupt
@@ -165,14 +163,14 @@ def cell_outcome(
     Args:
         grid: Grid of the cell.
         cell: The cell.
-        given: Its replies to `cell_items`; ``None`` if learning diverged, which scores minus
-            infinity.
+        given: Its replies to `cell_items`; ``None`` if learning diverged. A rate that is tried then
+            scores minus infinity, and a reported cell 0, with `DIVERGED` as its only score.
         points: Learning curve; see `curve`.
         facts: See `CellOutcome.facts`.
         told: What a system that writes labels replies if it is given the true ones; these scores
             are recorded beside the others and decide nothing.
     """
-    record = _record(cell, float("-inf")) if given is None else _answered(grid, cell, given)
+    record = _diverged(grid, cell) if given is None else _answered(grid, cell, given)
     if given is not None and told is not None:
         scores = grid.task(cell.task).score(cell_items(grid, cell), told)
         record["scores"] += [
@@ -250,6 +248,17 @@ def _answered(grid: Grid, cell: Cell, given: Sequence[Any]) -> dict[str, Any]:
     scores = task.score(items, given)
     counts = [task.counts(*pair) for pair in zip(items, given, strict=True)]
     return _record(cell, primary_score(grid, cell, scores), scores, counts)
+
+
+def _diverged(grid: Grid, cell: Cell) -> dict[str, Any]:
+    """Return the record of a cell whose learning diverged."""
+    if cell.seed in grid.tuning_seeds:
+        return _record(cell, float("-inf"))
+    task = grid.task(cell.task)
+    items = cell_items(grid, cell)
+    constant = best_constant(items)
+    asked = [task.counts(item, constant(item, draw(cell.seed, 0))) for item in items]
+    return _record(cell, 0.0, {DIVERGED: 1.0}, [(0 * above, below) for above, below in asked])
 
 
 def _record(

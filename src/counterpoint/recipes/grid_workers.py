@@ -14,7 +14,6 @@ from counterpoint.recipes.cells import WORK, Cell, CellOutcome, run_cell, run_ce
 from counterpoint.recipes.grid import Grid
 from counterpoint.recipes.stacks import BATCHES, recorded_run, run_stack, stacks
 from counterpoint.systems import sketch
-from counterpoint.train.loop import DivergedError
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -73,11 +72,7 @@ class Workers:
 def worked(
     grid: Grid, folder: Path, cells: Sequence[Cell], workers: Workers
 ) -> Generator[CellOutcome, None, None]:
-    """Yield the outcomes of cells, in the order in which they are done.
-
-    Raises:
-        DivergedError: Learning of a reported cell diverged.
-    """
+    """Yield the outcomes of cells, in the order in which they are done."""
     if workers.in_stacks:
         together = partial(
             run_stack, grid, partial(recorded_run, folder=folder / BATCHES), workers.device
@@ -85,11 +80,6 @@ def worked(
         with closing(workers.work(together, stacks(grid, cells))) as groups:
             for group in groups:
                 yield from group.cells
-                if group.diverged:
-                    raise DivergedError(
-                        f"Weights must be finite: those of {', '.join(group.diverged)} are not. "
-                        "Lower the learning rate."
-                    )
         return
     if workers.ray is None:
         done = workers.work(partial(run_cell, grid, folder / WORK), cells)

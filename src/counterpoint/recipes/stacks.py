@@ -208,7 +208,7 @@ class StackOutcome(NamedTuple):
 
     Attributes:
         cells: Outcomes of its cells.
-        diverged: Keys of reported cells whose weights are not finite; they have no outcome.
+        diverged: Keys of those reported cells whose weights are not finite; see `cell_outcome`.
     """
 
     cells: list[CellOutcome]
@@ -269,10 +269,8 @@ def run_stack(
     outcomes = []
     diverged = []
     for cell, given, also, points, good in zip(cells, answers, told, curves, finite, strict=True):
-        if good or cell.seed in grid.tuning_seeds:
-            replies = given if good else None
-            outcomes.append(cell_outcome(grid, cell, replies, points, facts, also))
-        else:
+        outcomes.append(cell_outcome(grid, cell, given if good else None, points, facts, also))
+        if not good and cell.seed not in grid.tuning_seeds:
             diverged.append(cell.key)
     return StackOutcome(outcomes, diverged)
 

@@ -21,10 +21,13 @@ from counterpoint.data.tasks.exported import (
     score_folder,
     write_folder,
 )
+from counterpoint.data.tasks.items import FiniteTask
+from counterpoint.data.tasks.named import REAL, named_task
 from counterpoint.data.tasks.part_whole import TASKS
 from counterpoint.data.tasks.part_whole.acrostic import Acrostic
 from counterpoint.errors import UserError
 from counterpoint.files import write_json_lines
+from tests.data.tasks.real_data import write_data
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,21 @@ def test_a_folder_has_every_task_and_what_scores_it(folder: Path) -> None:
             item = task.item(EXPORT_SEED, number)
             assert item_of(line) == type(item)(item.text, item.answers)
             assert [label["text"] for label in line["whole"]] == [one.text for one in item.whole]
+
+
+@pytest.mark.parametrize("seed", [EXPORT_SEED, 3])
+def test_no_item_is_written_twice(tmp_path: Path, seed: int) -> None:
+    """Whoever counts an item twice has intervals that are narrower than they are."""
+    data = write_data(tmp_path)
+    tasks = [named_task(name, str(data)) for name in REAL]
+    finite = [task for task in tasks if isinstance(task, FiniteTask)]
+    assert len(finite) == 4
+    for task in finite:
+        found = list(lines(task, 60, seed))
+        different = {json.dumps(line | {"id": None}, sort_keys=True) for line in found}
+        assert len(found) == len(different) <= task.num_scored(seed) < 60
+        if seed == EXPORT_SEED:
+            assert [line["id"] for line in found] == list(range(task.num_scored(seed)))
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -144,7 +162,7 @@ def test_names_are_scored_where_their_costs_are_told() -> None:
         "task": "t",
         "id": 0,
         "document": "d",
-        "contexts": {"own": "x", "other": "y", "absent": ""},
+        "contexts": {"own": "x", "other": "y"},
         "text": "abcdefgh",
         "names": [[2, 4]],
     }

@@ -18,6 +18,7 @@ from counterpoint.evaluate.report.grid_findings import (
     read_findings,
 )
 from counterpoint.evaluate.report.grid_page import grid_html, write_grid_report
+from counterpoint.evaluate.report.grid_rows import DIVERGED
 from counterpoint.evaluate.report.grid_table import (
     comparisons,
     costs_table,
@@ -59,6 +60,17 @@ def test_null_results_are_printed_like_any_other() -> None:
     assert comparisons(found).cells == [("rival", "–", "–", "navon")]
     assert "1 is not shown" in verdict(found)
     assert "navon" in grid_html(found)
+
+
+def test_a_seed_that_diverged_is_told_in_the_row_of_its_arm() -> None:
+    alike = example(arms=("full", "rival"), tasks=("navon",))
+    records = [record("navon", arm, seed, 0.5) for arm in ("full", "rival") for seed in range(3)]
+    nothing = [0.0] * len(records[-1]["numerators"])
+    flag = [{"name": DIVERGED, "value": 1.0}]
+    records[-1] = {**records[-1], "score": 0.0, "scores": flag, "numerators": nothing}
+    rows = task_table(findings(alike.about, records, {}), "navon").cells
+    assert rows[1][-2].endswith(", 0, seed 2 diverged")
+    assert "diverged" not in rows[0][-2]
 
 
 def test_page_stands_alone_and_holds_all_of_it(tmp_path: Path, found: GridFindings) -> None:

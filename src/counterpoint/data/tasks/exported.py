@@ -13,7 +13,14 @@ from typing import Any
 
 from counterpoint.data.tasks import lm_eval_utils, scoring
 from counterpoint.data.tasks.books import BookLines, ContextText, Passages, TextChoice
-from counterpoint.data.tasks.items import REPORTED_SEED, AnyTask, HasPlan, Item, ItemAnswer
+from counterpoint.data.tasks.items import (
+    REPORTED_SEED,
+    AnyTask,
+    HasPlan,
+    Item,
+    ItemAnswer,
+    scored_items,
+)
 from counterpoint.data.tasks.named import REAL, named_task
 from counterpoint.data.tasks.part_whole import TASKS
 from counterpoint.errors import UserError
@@ -41,10 +48,21 @@ def all_tasks(data_folder: str = "") -> dict[str, AnyTask]:
 
 
 def lines(task: AnyTask, num_lines: int, seed: int = EXPORT_SEED) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a task: items 0 to ``num_lines - 1`` of a seed."""
-    for number in range(num_lines):
-        item = task.item(seed, number)
+    """Yield the lines of a task: items 0 to ``num_lines - 1`` of a seed, none of them twice.
+
+    There are fewer if the task has fewer: an item that counts twice would make intervals narrower
+    than they are.
+
+    Raises:
+        UserError: The task has no item of this seed.
+    """
+    written = set()
+    for number, item in enumerate(scored_items(task, seed, num_lines)):
         fields = asdict(item)
+        content = json.dumps(fields, sort_keys=True)
+        if content in written:  # real data to learn from are drawn, and so come again
+            continue
+        written.add(content)
         fields.pop("facts", None)
         if isinstance(task, HasPlan) and isinstance(item, Item):
             fields["plan"] = task.plan(item)
@@ -55,27 +73,31 @@ def lines(task: AnyTask, num_lines: int, seed: int = EXPORT_SEED) -> Iterator[di
 
 def write_folder(
     folder: Path, tasks: Mapping[str, AnyTask], num_lines: int, seed: int = EXPORT_SEED
-) -> list[Path]:
-    """Write tasks and their scorers; return the paths of the task files.
+) -> dict[Path, int]:
+    """Write tasks and their scorers; return the number of lines of each task file, by its path.
 
     Args:
         folder: Folder of the files; it is made if it is missing.
         tasks: Tasks by the name of their file.
-        num_lines: Number of lines, one an item, of each task.
+        num_lines: Number of lines, one an item, of each task; fewer if a task has fewer items.
         seed: Seed of the items.
+
+    Raises:
+        UserError: A task has no item of this seed.
     """
     group = folder / "lm_eval"
     group.mkdir(parents=True, exist_ok=True)
-    paths = []
+    counts = {}
     for name, task in tasks.items():
-        paths.append(folder / f"{name}.jsonl")
-        write_json_lines(paths[-1], lines(task, num_lines, seed))
+        own = list(lines(task, num_lines, seed))
+        counts[folder / f"{name}.jsonl"] = len(own)
+        write_json_lines(folder / f"{name}.jsonl", own)
     write_text(folder / "score.py", Path(scoring.__file__).read_text("utf-8"))
     write_text(group / "utils.py", Path(lm_eval_utils.__file__).read_text("utf-8"))
     for name, task in tasks.items():
         write_text(group / f"partwhole_{name}.yaml", _lm_eval_task(name, task))
     write_text(group / "partwhole.yaml", _lm_eval_group(list(tasks)))
-    return paths
+    return counts
 
 
 def read_folder(folder: Path) -> dict[str, list[dict[str, Any]]]:

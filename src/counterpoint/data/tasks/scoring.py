@@ -12,10 +12,13 @@ FOLDER holds the tasks, one .jsonl file each. A line of ANSWERS.jsonl has the ``
   one line of a task has a poem, all lines with a plan are scored, and a missing one is empty.
 - to a line with ``right`` and ``wrong`` texts: ``losses``, two numbers: the total loss of the texts
   of each list, such as the sum of their negative log likelihoods.
-- to a line with ``contexts``: ``nats``, the negative log likelihood of ``text`` after each context,
-  by the name of the context; optionally also ``name_nats``, that of the symbols at ``names``.
+- to a line with ``contexts``: ``nats``, the negative log likelihood of ``text`` after every
+  context, by the name of the context; optionally also ``name_nats``, that of the symbols at
+  ``names``.
 
-A text that was not answered counts as wrong; a line whose losses are missing is an error.
+All numbers are finite and not negative. A text that was not answered counts as wrong. A line whose
+losses are missing is an error, and so are ``nats`` or ``name_nats`` that only some lines of a task
+have, a second answer to a line, and a field or a name that is not known.
 """
 
 import json
@@ -41,15 +44,19 @@ def score(
     Intervals come from a bootstrap over documents, or over lines if these name no document.
 
     Raises:
-        ValueError: An answer belongs to no line, or has not the form that its line asks for.
+        ValueError: An answer belongs to no line, is the second one to a line, or has not the form
+            that its line asks for.
     """
-    given = {(line["task"], line["id"]): line for line in answers}
+    given = _by_line(answers)
+    if not given:
+        raise ValueError("There must be an answer to a line: got none.")
     by_task: dict[str, dict[Any, list[Parts]]] = {}
-    with_poems = {task for (task, _), answer in given.items() if "poem" in answer}
+    told: dict[str, set[str]] = {}
+    for (task, _), answer in given.items():
+        told.setdefault(task, set()).update(answer)
     for line in lines:
-        answer = given.pop((line["task"], line["id"]), {})
-        if "plan" in line and line["task"] in with_poems:
-            answer = {"poem": ""} | dict(answer)
+        own = given.pop((line["task"], line["id"]), None)
+        answer = _completed(line, own, told.get(line["task"], set()))
         documents = by_task.setdefault(line["task"], {})
         documents.setdefault(line.get("document", line["id"]), []).append(_checked(line, answer))
     if given:
@@ -63,26 +70,110 @@ def score(
     }
 
 
+def _by_line(answers: Iterable[Mapping[str, Any]]) -> dict[tuple[str, Any], Mapping[str, Any]]:
+    """Return answers by the task and the id of their line."""
+    found: dict[tuple[str, Any], Mapping[str, Any]] = {}
+    for answer in answers:
+        for field, kinds in (("task", str), ("id", (int, str))):
+            if not isinstance(answer.get(field), kinds):
+                raise ValueError(
+                    "An answer must have the `task` and `id` of a line: "
+                    f"{json.dumps(dict(answer))[:200]} lacks {field!r}."
+                )
+        key = (answer["task"], answer["id"])
+        if key in found:
+            raise ValueError(
+                f"A line must have one answer: {key[1]!r} of {key[0]!r} has a second one."
+            )
+        found[key] = answer
+    return found
+
+
+def _completed(
+    line: Mapping[str, Any], answer: Mapping[str, Any] | None, told: set[str]
+) -> dict[str, Any]:
+    """Return an answer with what counts as wrong where it is missing.
+
+    Args:
+        line: The line.
+        answer: The answer to it; ``None`` if there is none.
+        told: Fields that some answer to a line of the task has.
+    """
+    completed = dict(answer or {})
+    if answer is None and "answers" in line:
+        completed["answers"] = []
+    if "plan" in line and "poem" in told:
+        completed.setdefault("poem", "")
+    for field in ("nats", "name_nats"):
+        if field in told and field not in completed:
+            raise ValueError(
+                f"All answers to lines of {line['task']!r} must have `{field}`, or none: that to "
+                f"{line['id']!r} has not."
+            )
+    return completed
+
+
 _FORMS = {
-    "plan": "`answers`, a list of texts, and perhaps `nats`, numbers, and `poem`, a text",
-    "answers": "`answers`, a list of texts, and perhaps `nats`, a list of numbers",
-    "contexts": '`nats`, such as {"own": 1.5, "other": 2.5, "absent": 3.5}',
+    "plan": "`answers`, a list of texts, and perhaps `nats`, as many numbers, and `poem`, a text",
+    "answers": "`answers`, a list of texts, and perhaps `nats`, as many numbers",
+    "contexts": '`nats`, such as {"own": 1.5, "other": 2.5, "absent": 3.5}, perhaps `name_nats`',
     "right": "`losses`, two numbers: of the right texts, and of the wrong ones",
 }
 """What the answer to a line with a field must have."""
 
 
 def _checked(line: Mapping[str, Any], answer: Mapping[str, Any]) -> Parts:
-    try:
-        return parts_of(line, answer)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        form = next((form for field, form in _FORMS.items() if field in line), None)
-        if form is None:
-            raise  # the line is at fault
+    form = next((form for field, form in _FORMS.items() if field in line), None)
+    if form is None:
+        raise ValueError(f"Line {line['id']!r} of {line['task']!r} must be a line of a task.")
+    if not _has_form(line, answer):
+        names = f" for {', '.join(line['contexts'])}" if "contexts" in line else ""
         raise ValueError(
-            f"The answer to {line['id']!r} of {line['task']!r} must have {form}: got "
-            f"{json.dumps(answer)[:200]}."
-        ) from None
+            f"The answer to {line['id']!r} of {line['task']!r} must have {form}{names}, finite "
+            f"and not negative, and nothing else: got {json.dumps(answer)[:200]}."
+        )
+    return parts_of(line, answer)
+
+
+def _has_form(line: Mapping[str, Any], answer: Mapping[str, Any]) -> bool:
+    """Return whether an answer has all that its line asks for, and nothing else."""
+    fields = set(answer) - {"task", "id"}
+    if "answers" in line:
+        count = len(line["answers"])
+        known = {"answers", "nats", "poem"} if "plan" in line else {"answers", "nats"}
+        return (
+            {"answers"} <= fields <= known
+            and _are_texts(answer["answers"], count)
+            and _are_costs(answer.get("nats", [0] * count), count)
+            and isinstance(answer.get("poem", ""), str)
+        )
+    if "contexts" in line:
+        return {"nats"} <= fields <= {"nats", "name_nats"} and all(
+            isinstance(answer[field], dict)
+            and set(answer[field]) == set(line["contexts"])
+            and _are_costs(list(answer[field].values()), len(line["contexts"]))
+            for field in fields
+        )
+    return fields == {"losses"} and _are_costs(answer["losses"], 2)
+
+
+def _are_texts(values: Any, most: int) -> bool:
+    """Return whether it is a list of texts; one that is ``None`` was not answered."""
+    return (
+        isinstance(values, list)
+        and len(values) <= most
+        and all(value is None or isinstance(value, str) for value in values)
+    )
+
+
+def _are_costs(values: Any, count: int) -> bool:
+    """Return whether it is a list of so many costs."""
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        and all(0 <= value <= sys.float_info.max for value in values)  # NaN is not
+    )
 
 
 def parts_of(line: Mapping[str, Any], answer: Mapping[str, Any]) -> Parts:
@@ -97,7 +188,7 @@ def parts_of(line: Mapping[str, Any], answer: Mapping[str, Any]) -> Parts:
 
 
 def _right(line: Mapping[str, Any], answer: Mapping[str, Any]) -> Parts:
-    told = answer.get("answers", [])
+    told = answer["answers"]
     right = [one["text"] for one in line["answers"]]
     pairs = [(told[i] if i < len(told) else None, text) for i, text in enumerate(right)]
     if "flag" in line:
@@ -113,9 +204,11 @@ def _right(line: Mapping[str, Any], answer: Mapping[str, Any]) -> Parts:
 
 def _answer_bits(line: Mapping[str, Any], nats: list[float] | None) -> Parts:
     """Return the bits a byte of the right answers by kind, if their nats are given."""
+    if nats is None:
+        return {}
     return sums_of(
         {f"bits, {one['kind']}": (paid / math.log(2), float(len(one["text"].encode())))}
-        for one, paid in zip(line["answers"], nats or [], strict=False)
+        for one, paid in zip(line["answers"], nats, strict=True)
     )
 
 
@@ -222,9 +315,12 @@ def sums_of(parts: Iterable[Parts]) -> Parts:
 
 
 def _intervals(documents: list[Parts]) -> dict[str, dict[str, float]]:
+    """Return scores with intervals by name; one for which no line has anything is left out."""
     rng = random.Random(0)
     found = {}
     for name, (above, below) in sums_of(documents).items():
+        if not below:
+            continue
         own = [parts[name] for parts in documents if name in parts]
         samples = []
         for _ in range(NUM_RESAMPLES):
@@ -234,30 +330,50 @@ def _intervals(documents: list[Parts]) -> dict[str, dict[str, float]]:
         samples = sorted(sample for sample in samples if sample == sample)
         last = len(samples) - 1
         found[name] = {
-            "value": above / below if below else math.nan,
-            "low": samples[round(0.025 * last)] if samples else math.nan,
-            "high": samples[round(0.975 * last)] if samples else math.nan,
+            "value": above / below,
+            "low": samples[round(0.025 * last)],
+            "high": samples[round(0.975 * last)],
         }
     return found
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a .jsonl file."""
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
+    """Return the objects of a .jsonl file.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: A line is no JSON object.
+    """
+    found = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as problem:
+            raise ValueError(f"{path}, line {number} must be a JSON object: {problem}.") from None
+        if not isinstance(value, dict):
+            raise ValueError(f"{path}, line {number} must be a JSON object: got {value!r:.80}.")
+        found.append(value)
+    return found
 
 
-def main(folder: str, answers: str) -> None:
+def main(arguments: list[str]) -> None:
     """Print the scores as JSON; tasks without any answer are left out."""
-    given = read_lines(Path(answers))
-    tasks = {line["task"] for line in given}
-    lines = [line for path in sorted(Path(folder).glob("*.jsonl")) for line in read_lines(path)]
+    if len(arguments) != 2:
+        sys.exit("usage: python score.py FOLDER ANSWERS.jsonl")
+    folder, answers = map(Path, arguments)
     try:
+        given = read_lines(answers)
+        tasks = [line.get("task") for line in given]
+        lines = [line for path in sorted(folder.glob("*.jsonl")) for line in read_lines(path)]
         scores = score([one for one in lines if one.get("task") in tasks], given)
-    except ValueError as problem:
+    except (OSError, ValueError) as problem:
         sys.exit(str(problem))
+    except (AttributeError, KeyError, TypeError) as problem:
+        sys.exit(f"{folder} must hold lines of tasks as they were exported: {problem!r}.")
     sys.stdout.write(json.dumps(scores, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1:])

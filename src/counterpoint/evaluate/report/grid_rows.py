@@ -27,6 +27,9 @@ SIGNIFICANT = 0.05
 ORACLE = "oracle"
 """Policy that reads the whole text: no model can do better, so it is not a floor."""
 
+DIVERGED = "diverged"
+"""Only score in the record of a seed whose learning diverged, which counts as wrong throughout."""
+
 _RESAMPLES = 5000
 
 ScoreCounts = tuple[Float[np.ndarray, "S N"], Float[np.ndarray, "S N"]]
@@ -54,6 +57,7 @@ class GridRow:
         arm: The arm, or the policy.
         score: Mean primary score over seeds; the interval is over seeds and items.
         by_seed: Primary score of each seed; empty for a policy.
+        diverged: Seeds whose learning diverged; their scores are 0.
         learning_rate: The chosen learning rate; ``None`` for a policy.
         difference: Score of the arm that is compared with all others, minus this score; ``None``
             for that arm itself and for policies.
@@ -65,6 +69,7 @@ class GridRow:
     arm: str
     score: Interval
     by_seed: tuple[float, ...] = ()
+    diverged: tuple[int, ...] = ()
     learning_rate: float | None = None
     difference: Interval | None = None
     p_value: float | None = None
@@ -184,7 +189,12 @@ def _arm_row(
         arm=arm,
         score=bootstrap_ratio(*counts_of(own), _RESAMPLES),
         by_seed=tuple(record["score"] for record in own),
+        diverged=tuple(record["seed"] for record in own if _has_diverged(record)),
         learning_rate=own[0]["learning_rate"],
         difference=difference,
         p_value=p_value,
     )
+
+
+def _has_diverged(record: Mapping[str, Any]) -> bool:
+    return any(score["name"] == DIVERGED for score in record.get("scores") or ())

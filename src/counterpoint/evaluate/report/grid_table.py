@@ -210,7 +210,8 @@ def _task_cells(row: GridRow) -> tuple[str, ...]:
         "" if row.p_value is None else _spell_p(row.p_value),
         f"{row.solved:.0%}",
         {True: "yes", False: "no", None: ""}[row.above_floors],
-        ", ".join(f"{100 * score:.0f}" for score in row.by_seed),
+        ", ".join(f"{100 * score:.0f}" for score in row.by_seed)
+        + "".join(f", seed {seed} diverged" for seed in row.diverged),
         f"{row.learning_rate:g}",
     )
 

@@ -144,6 +144,17 @@ class Logbook(ExactMatch):
 
             return policy
 
+        def misled(num_seen: int) -> ItemPolicy:
+            """Know that the last third misleads: neither its leader nor its end is the answer."""
+
+            def policy(item: Item, rng: random.Random) -> Replies:
+                seen = item.facts["events"][-num_seen:]
+                wrong = (_newest_leader(seen[-third:]), seen[-1][0])
+                others = [event for event in seen if event[0] not in wrong]
+                return _answers(item, seen, rng, _newest_leader(others or seen))
+
+            return policy
+
         def last_value(item: Item, rng: random.Random) -> Replies:
             return dict.fromkeys(range(len(item.answers)), item.facts["events"][-1][1])
 
@@ -152,6 +163,9 @@ class Logbook(ExactMatch):
             "last third": reads(-third, None),
             "last two thirds": reads(-2 * third, None),
             "first two thirds": reads(0, 2 * third),
+            "last third, which misleads": misled(third),
+            "last half, whose end misleads": misled(self.num_events // 2),
+            "last two thirds, whose end misleads": misled(2 * third),
             "last value": last_value,
         }
 
@@ -189,13 +203,21 @@ def _lead(who: list[str], entity: str) -> int:
     return counts[entity] - max(others, default=0)
 
 
-def _answers(item: Item, events: list[tuple[str, str]], rng: random.Random) -> Replies:
-    """Return the answers that follow from these events alone."""
+def _newest_leader(events: list[tuple[str, str]]) -> str:
+    """Return the most frequent entity; of several, the one that came last."""
+    return Counter(entity for entity, _ in reversed(events)).most_common(1)[0][0]
+
+
+def _answers(
+    item: Item, events: list[tuple[str, str]], rng: random.Random, leader: str | None = None
+) -> Replies:
+    """Return the answers that follow from these events alone, and from the leader if it is told."""
     register = item.facts["register"]
     last = dict(events)
-    counts = Counter(entity for entity, _ in events)
-    most = max(counts.values())
-    leader = rng.choice([entity for entity in sorted(counts) if counts[entity] == most])
+    if leader is None:
+        counts = Counter(entity for entity, _ in events)
+        most = max(counts.values())
+        leader = rng.choice([entity for entity in sorted(counts) if counts[entity] == most])
     whole = item.answers[0].kind.startswith("whole")
     named = [
         register.get(entity) or last.get(entity) or rng.choice(_VALUES)

@@ -128,6 +128,7 @@ class Navon(ExactMatch):
             "random block": self._all_fit(self._random_block),
             "last two blocks": self._all_fit(self._last_blocks),
             "last half": self._all_fit(self._last_half),
+            "last half, period against period": self._all_fit(self._periods),
             "unordered blocks": self._all_fit(self._unordered),
         }
 
@@ -209,6 +210,27 @@ class Navon(ExactMatch):
             for block in item.facts["asked"]
         ]
         return {0: digit, 1: letter} | _numbered(2, named)
+
+    def _periods(self, item: Item, rng: random.Random) -> Replies:
+        """Compare the blocks of the second half that stand a number of periods apart.
+
+        Of two that differ, the odd one shows a letter that is rarer at its place of the motif, or,
+        if both are as rare, a letter that another place shows too. If none differ, it is a guess.
+        """
+        blocks = _blocks(item, self.num_blocks)
+        half = self.num_blocks - self.num_blocks // 2
+        shown = {i: _letter(blocks[i]) for i in range(half, self.num_blocks)}
+        at_place = Counter((i % self.period, letter) for i, letter in shown.items())
+        anywhere = Counter(shown.values())
+        num_letters = Counter(place for place, _ in at_place)
+        differ = [i for i in shown if num_letters[i % self.period] > 1]
+        odd = max(
+            differ,
+            key=lambda i: (-at_place[i % self.period, shown[i]], anywhere[shown[i]]),
+            default=None,
+        )
+        digit = rng.choice(digits) if odd is None else _digit(blocks[odd])
+        return {**self._last_half(item, rng), 0: digit}
 
 
 def _blocks(item: Item, num_blocks: int) -> list[str]:
