@@ -250,11 +250,17 @@ def numbers(attempts: Sequence[Attempt]) -> dict[str, Any]:
     return found | {f"latency_p{q}": score.latency(q / 100) for q in (5, 50, 95)}
 
 
+def noise_of(results: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the noise of results, of which older ones say nothing; ``None`` if there was none."""
+    noise = results.get("noise")
+    return noise if noise and noise["snr_db"] is not None else None
+
+
 def together(paths: Sequence[Path]) -> dict[str, Any]:
     """Return results of the same problems as one."""
     parts = [json.loads(path.read_text()) for path in paths]
     if any(
-        part["problems"] != parts[0]["problems"] or part.get("noise") != parts[0].get("noise")
+        part["problems"] != parts[0]["problems"] or noise_of(part) != noise_of(parts[0])
         for part in parts
     ):
         raise SystemExit("Results must be of the same problems and noise to be put together.")

@@ -35,6 +35,7 @@ from counterpoint.blocks.transformer import TowerConfig
 from counterpoint.data.tasks.items import ScoredTask
 from counterpoint.data.tasks.named import named_task
 from counterpoint.data.tasks.source import TaskData
+from counterpoint.errors import UserError
 from counterpoint.evaluate.statistics import student_quantile
 from counterpoint.progress import Progress
 from counterpoint.recipes.stacks import record_runs
@@ -53,6 +54,7 @@ MIXERS: dict[str, MixerConfig] = {
     "mixing": MultiTokenConfig(conv_before=False, conv_after=False),
     "convolution": CONVOLUTION,
 }
+RECALL_FORMS = ("sections", "sections_small", "needles", "needles_small")
 PLAIN_HIDDEN = 688
 
 
@@ -307,6 +309,15 @@ def write(results: dict[str, Any], out: str | None) -> None:
         Path(out).write_text(json.dumps(results))
 
 
+def check_forms(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """End the program with one line if a form lacks its data."""
+    try:
+        for form in arguments.forms:
+            named_task(form, arguments.data)
+    except UserError as error:
+        parser.error(str(error))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="+", choices=("record", "text", "recall"))
@@ -323,7 +334,11 @@ def main() -> None:
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--held-out-rows", type=int, default=64, help="pieces of each book")
     parser.add_argument(
-        "--forms", nargs="+", default=["sections_small", "needles_small"], help="tasks of recall"
+        "--forms",
+        nargs="+",
+        choices=RECALL_FORMS,
+        default=["sections_small", "needles_small"],
+        help="tasks of recall",
     )
     parser.add_argument("--data", default="", help="folder with `books` that hide the needles")
     parser.add_argument("--recall-steps", type=int, default=1500)
@@ -334,6 +349,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", help="file for the record")
     arguments = parser.parse_args()
+    check_forms(parser, arguments)
     begin = time.time()
     stop = min(begin + arguments.seconds, float(os.environ.get("DEADLINE", "inf")))
     results: dict[str, Any] = {"arguments": {k: str(v) for k, v in vars(arguments).items()}}

@@ -71,11 +71,12 @@ def check_shanks(options: ShanksOptions) -> None:
         )
     if options.at_once and options.microphone:
         raise UserError("A microphone must be heard in real time: leave `--at-once` out.")
-    if options.after_listening and options.check_calls:
-        raise UserError(
-            "`--check-calls` is for early calls, and `--after-listening` makes none: "
-            "leave one of them out."
-        )
+    for name in ("after_listening", "silent"):
+        if getattr(options, name) and options.check_calls:
+            raise UserError(
+                f"`--check-calls` is for early calls, and `--{name.replace('_', '-')}` makes none: "
+                "leave one of them out."
+            )
     check_answer_path(options.output, [] if options.input is None else [options.input])
     check_modules("matplotlib")  # needed when the conversation is over
     if options.input is not None:

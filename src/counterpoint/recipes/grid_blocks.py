@@ -49,7 +49,10 @@ def on_task(system: SystemConfig, data: DataSource) -> SystemConfig:
 
 
 def mean_block_ticks(batch: Batch, boundary_ids: tuple[int, ...], longest: int) -> float:
-    """Return the mean number of ticks of a block of the stream ``part``.
+    """Return the number of ticks of a row for each block that ends in it, of the stream ``part``.
+
+    With it the steps above the ticks of a row are counted as they are taken; the mean block is a
+    little shorter, because the last block of a row and its padding end nowhere.
 
     Args:
         batch: Rows.

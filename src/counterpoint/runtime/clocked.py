@@ -362,11 +362,12 @@ class ClockedDecoder:
         """Think about the responses that come after the last thought, until none is awaited.
 
         Once the patience is over, there is one more thought at most: about what came by then.
+        A thought that interrupts is the last.
         """
         goes_on = True
         while goes_on and self._calls and self._wait_for_response(until_s):
-            goes_on = self.clock.now() < until_s
-            self._think(number, until_s, last=True)
+            is_patient = self.clock.now() < until_s
+            goes_on = not self._think(number, until_s, last=True) and is_patient
 
     def _wait_for_response(self, until_s: float) -> bool:
         """Read the next responses as soon as they come; return whether any came in time."""

@@ -98,7 +98,7 @@ def test_floors_are_what_a_guess_among_the_needles_gives(
     found = {policy: own["needle"] for policy, own in floors(named_task(name), 400, 5).items()}
     assert found["oracle"] == 1
     assert found["half of the key"] == pytest.approx(half, abs=0.07)
-    for policy in ("any needle", "first needle", "last needle"):
+    for policy in ("most repeated words", "any needle", "first needle", "last needle"):
         assert found[policy] == pytest.approx(one, abs=0.06)
     assert found["constant"] < constant
 
@@ -128,6 +128,7 @@ def test_a_folder_of_books_is_read_instead_of_the_bible(tmp_path: Path) -> None:
         ({"num_needles": 5}, "2 words, each in 1 other needles, `num_needles` must be a multiple"),
         ({"num_needles": 1282}, "must be a multiple of 2 from 4 to 1280: got 1282"),
         ({"num_needles": 6, "num_sharing": 2}, "a multiple of 3 from 9 to 1920: got 6"),
+        ({"num_needles": 4, "key_words": 3}, "a multiple of 2 from 6 to"),
         ({"key_words": 1}, "`num_sharing` must be 0, got 1"),
         ({"key_words": 0}, "`key_words` must be >= 1: got 0"),
         ({"value_digits": 0}, "`value_digits` must be >= 1: got 0"),

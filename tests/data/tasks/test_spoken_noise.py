@@ -161,14 +161,28 @@ def test_data_without_noise_are_what_they_were(path: Path) -> None:
         for noise in (NoiseConfig(), LOUD, QUIET)
     }
     assert len(set(prints.values())) == 3
-    unheard = NoiseConfig(folder="nowhere")
-    assert data_of(path, unheard).prepare(model).fingerprint["problems"]["train"] == prints[None]
+    louder = path.with_name("louder.safetensors")
+    bank._replace(samples=bank.samples // 2).save(louder)
+    for noise, is_same in ((NoiseConfig(), True), (LOUD, False)):
+        found = data_of(louder, noise).prepare(model).fingerprint["problems"]["train"]
+        assert (found == prints[noise.snr_db]) == is_same
     plain = path.with_name("plain.safetensors")
     bank._replace(samples=None).save(plain)
     opened_bank.cache_clear()
     with pytest.raises(UserError, match="must keep its samples"):
         data_of(plain, LOUD).heard(0)
     assert data_of(plain, NoiseConfig()).heard(0).frames is not None
+
+
+@pytest.mark.parametrize("snr_db", [float("nan"), float("inf"), -float("inf"), 1e9])
+def test_a_ratio_that_is_none_is_refused(snr_db: float) -> None:
+    with pytest.raises(UserError, match="`snr_db` must be -200 to 200"):
+        NoiseConfig(snr_db=snr_db)
+
+
+def test_noises_without_a_ratio_are_refused() -> None:
+    with pytest.raises(UserError, match="give `snr_db` too"):
+        NoiseConfig(folder="nowhere")
 
 
 def test_samples_of_words_are_voiced() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -267,6 +268,23 @@ def test_recipe_learns_from_orders() -> None:
     assert held_out is not None
     assert len([*held_out.batches(0)]) == 1
     assert "orders" in prepared.describe()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *product(("words_per_s", "chunk_s"), (0.0, -1.0, float("nan"), float("inf"))),
+        *product(("row_ticks", "num_rows"), (0, -1)),
+    ],
+)
+def test_what_must_be_above_zero_is(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"`{name}` must be above 0: got {value}"):
+        SpokenOrdersData(**{name: value})  # type: ignore[arg-type]
+
+
+def test_no_text_that_is_held_out_is_learned() -> None:
+    held_out = {DATA.request(number, held_out=True).text for number in range(100)}
+    assert not held_out & {DATA.request(number).text for number in range(3000)}
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:

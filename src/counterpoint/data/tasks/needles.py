@@ -11,6 +11,7 @@ words, and what is read is bytes.
 
 import random
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -43,7 +44,8 @@ class Needles(ExactMatch):
         key_words: Number of words of a key, of three letters each.
         value_digits: Number of digits of a value.
         num_sharing: Number of other needles that have a word of a key in its place, for each word
-            of each key. ``num_needles`` is a multiple of one more, and at least its square.
+            of each key. ``num_needles`` is a multiple of one more, and at least so many times that
+            or ``key_words``.
     """
 
     name: ClassVar[str] = "needles"
@@ -68,11 +70,13 @@ class Needles(ExactMatch):
                 f"{self.num_sharing}. Give keys two words."
             )
         alike = self.num_sharing + 1
+        # Fewer words in a place than places would make two places of all keys the same.
+        least = alike * (max(alike, self.key_words) if self.num_sharing else 1)
         most = len(_WORDS) // self.key_words * alike
-        if self.num_needles % alike or not alike**2 <= self.num_needles <= most:
+        if self.num_needles % alike or not least <= self.num_needles <= most:
             raise UserError(
                 f"With keys of {self.key_words} words, each in {self.num_sharing} other needles, "
-                f"`num_needles` must be a multiple of {alike} from {alike**2} to {most}: got "
+                f"`num_needles` must be a multiple of {alike} from {least} to {most}: got "
                 f"{self.num_needles}."
             )
         if self.haystack_symbols < 40:
@@ -126,6 +130,7 @@ class Needles(ExactMatch):
         return {
             "oracle": lambda item, rng: _with(item, rng, self.key_words),
             "half of the key": lambda item, rng: _with(item, rng, self.key_words // 2),
+            "most repeated words": _most_repeated,
             "any needle": lambda item, rng: _with(item, rng, 0),
             "first needle": lambda item, rng: {0: _ANY_NEEDLE.findall(item.text)[0][1]},
             "last needle": lambda item, rng: {0: _ANY_NEEDLE.findall(item.text)[-1][1]},
@@ -157,6 +162,14 @@ class Needles(ExactMatch):
             for first in range(most)
             for turn in range(alike)
         ]
+
+
+def _most_repeated(item: Item, rng: random.Random) -> Replies:
+    """Answer with a needle whose words stand in most needles, whatever is asked for."""
+    needles = _ANY_NEEDLE.findall(item.text)
+    counts = Counter(word for key, _ in needles for word in key.split())
+    rng.shuffle(needles)
+    return {0: max(needles, key=lambda one: sum(counts[word] for word in one[0].split()))[1]}
 
 
 def _with(item: Item, rng: random.Random, known: int) -> Replies:

@@ -45,7 +45,10 @@ class OrderTimes:
 
     @property
     def known_s(self) -> float:
-        """Time at which all values are determined."""
+        """Time at which all values are determined, if no further one comes.
+
+        An order might go on ("and sugar"), so who calls then guesses that it does not.
+        """
         return max(self.known.values())
 
 

@@ -385,10 +385,12 @@ def tool_policies(requests: Sequence[ToolRequest]) -> dict[str, ToolPolicy]:
         return _outcome([common], [0.0], _stop_s(request))
 
     def first_said(request: ToolRequest) -> ToolOutcome:
-        """Calls as soon as it can, and never corrects itself."""
-        stale = [WantedCall(name, own, 0) for name, own in request.stale]
-        calls = stale or request.calls
-        return _outcome(calls, [0.0] * len(calls), _stop_s(request))
+        """Makes what is taken back later at once, other calls when known, and corrects nothing."""
+        stop_s = _stop_s(request)
+        if request.stale:
+            calls = [WantedCall(name, own, 0) for name, own in request.stale]
+            return _outcome(calls, [0.0] * len(calls), stop_s)
+        return _outcome(request.calls, [_known_s(call, stop_s) for call in request.calls], stop_s)
 
     def after_listening(request: ToolRequest) -> ToolOutcome:
         times_s = [_stop_s(request) + 1.0] * len(request.calls)

@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from counterpoint.data.making.order_wordings import Split
@@ -21,6 +21,8 @@ from counterpoint.data.making.sounds import RATE, load_noises
 from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
 from counterpoint.speech.spoken_words import SpokenWord
+
+_MOST_DB = 200
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,13 +39,28 @@ class NoiseConfig:
     snr_db: float | None = None
     folder: str = ""
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What tells these noises to learn from others, as JSON; nothing if there is no noise."""
+    def __post_init__(self) -> None:
+        if self.snr_db is None and self.folder:
+            raise UserError(f"Noises of {self.folder} are heard at a ratio: give `snr_db` too.")
+        if self.snr_db is not None and not abs(self.snr_db) <= _MOST_DB:
+            raise UserError(
+                f"`snr_db` must be -{_MOST_DB} to {_MOST_DB}, or None for no noise: got "
+                f"{self.snr_db}."
+            )
+
+    def facts(self, samples: Shaped[Tensor, "..."] | None) -> dict[str, Any]:
+        """Return what tells noisy problems to learn from others, as JSON.
+
+        Args:
+            samples: Those of the bank, to which the noise is added.
+
+        Returns:
+            Nothing if there is no noise.
+        """
         if self.snr_db is None:
             return {}
-        noises = _noises(self.folder, "train")
-        digests = [hashlib.sha256(one.numpy().tobytes()).hexdigest() for one in noises]
+        sounds = [*_noises(self.folder, "train"), *([] if samples is None else [samples])]
+        digests = [hashlib.sha256(one.numpy().tobytes()).hexdigest() for one in sounds]
         return {"noise": [self.snr_db, json_digest(digests)]}
 
     def beside(

@@ -341,7 +341,8 @@ class PreparedMaths:
         data = self.data
         facts: dict[str, Any] = {"first": " ".join(data.heard(0).problem.words)}
         if data.sound is not None:
-            facts |= {"bank": data.word_bank().digest, **data.sound.noise.facts}
+            bank = data.word_bank()
+            facts |= {"bank": bank.digest, **data.sound.noise.facts(bank.samples)}
             data = replace(data, bank=replace(data.sound, file="", cache_folder=""))
         facts["data"] = encode(data)
         del facts["data"]["task"]["tokenizer"]  # it is newer than some runs, and so is noise

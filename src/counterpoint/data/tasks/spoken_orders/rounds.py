@@ -12,6 +12,8 @@ takes back is called. In words, cut after "dark roast latte":
 The response of a tool may also come late, as `ClockedDecoder` reads it then: the thought that
 called it is closed without the model, and the response stands before a later chunk, or after the
 last thought. The rounds assume that every thought has the time of a whole chunk.
+The one before the last chunk may have less: 0.6 % of all thoughts are longer than that allows, and
+`ClockedDecoder` would cut them.
 
 Source: SHANKS (arXiv:2510.06917), section 3.2 and figure 2, whose data are not public. Deviations:
 the thoughts come from a program that knows the order, and late responses are ours.

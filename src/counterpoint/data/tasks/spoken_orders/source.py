@@ -5,8 +5,11 @@ there; any other system of text reads them in the stream that it writes, where t
 and so do marks and responses of tools.
 """
 
+import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from random import Random
 from typing import Any
 
@@ -36,6 +39,7 @@ from counterpoint.streams.rounds import Marks, lay_out_rounds
 from counterpoint.streams.spec import UNSET_ID, Layout, Role
 
 _LATEST = 2  # chunks by which a response is late at most
+_NEXT = 10**9  # from an order to the one that takes its place if its text is of the other side
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +69,9 @@ class SpokenOrdersData:
     marks: Marks = field(default_factory=Marks)
 
     def __post_init__(self) -> None:
+        for name in ("words_per_s", "chunk_s", "row_ticks", "num_rows"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"`{name}` must be above 0: got {getattr(self, name)}.")
         if not (0 <= self.pace_spread < 1 and 0 <= self.late <= 1):
             raise UserError(
                 "`pace_spread` must be at least 0 and below 1, and `late` from 0 to 1: got "
@@ -115,8 +122,10 @@ class SpokenOrdersData:
         return PreparedOrders(self, system.layout)
 
     def request(self, number: int, *, held_out: bool = False) -> ToolRequest:
-        """Return an order."""
-        return generated_request(self._seed(held_out=held_out), number)
+        """Return an order; one in eight texts is held out, and no row to learn from has it."""
+        seed = self._seed(held_out=held_out)
+        requests = (generated_request(seed, number + _NEXT * turn) for turn in count())
+        return next(one for one in requests if _is_held_out(one.text) == held_out)
 
     def rounds(self, number: int, *, held_out: bool = False) -> list[dict[str, str]]:
         """Return the rounds of an order, as texts; see `order_rounds`."""
@@ -128,6 +137,10 @@ class SpokenOrdersData:
 
     def _seed(self, *, held_out: bool) -> int:
         return self.seed + (HELD_OUT_SEED if held_out else 0)
+
+
+def _is_held_out(text: str) -> bool:
+    return hashlib.sha256(text.encode()).digest()[0] < 256 // 8
 
 
 class PreparedOrders:
