@@ -136,8 +136,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "tied_without_convolution": replace(single(7, taps=0), tied_head=True),
     },
     "hrt": {
-        "wavelet": hrt(*HRT_LEVELS[:2], strides=(4,), compressor="wavelet", conv_taps=0),
-        "three_levels": hrt(*HRT_LEVELS),
+        "wavelet": hrt(*HRT_LEVELS[:2], strides=(4,), compressor="wavelet"),
+        "three_levels": hrt(*HRT_LEVELS, conv_taps=0),
         "two_rounds": hrt(*HRT_LEVELS, strides=(2, 4), compressor="wavelet", num_rounds=2),
         "words": hrt(
             *HRT_LEVELS,
