@@ -28,8 +28,8 @@ class ShanksOptions:
         interrupt_at: Score of the judge from which on it interrupts you; above 1 for never.
         silent: Do not think while listening: the baseline.
         after_listening: Call tools only after the user has finished: the baseline.
-        check_calls: Make failed early calls anew after the user has finished.
-        channel: Channel of the recording to hear, 0 is the left; by default the mean of all.
+        check_calls: Make failed early calls anew at the end.
+        channel: Channel of the recording, 0 is the left; by default the mean of all.
         tail: Longest silence, in seconds, that is heard after the recording.
         at_once: Do not wait for the time of the recording; times are what the engines took.
     """
