@@ -306,7 +306,11 @@ def _record(
 
 
 def thought_ledger(study: ThoughtStream, one: ThoughtLane) -> Ledger:
-    """Return what a model has read in its phases, counted from the rows of its batches."""
+    """Return what a model has read in its phases, counted from the rows of its batches.
+
+    Targets are those of all streams. A whole that is to stay silent has targets too, which are no
+    tokens of an item, so there may be more targets than tokens.
+    """
     ledger = Ledger()
     known = set[int]()
     for own in dict.fromkeys((replace(one, times=0), one)):

@@ -106,7 +106,8 @@ def in_next_blocks(lower: LowerStates) -> LowerStates:
     """Return each row with the blocks of the next one, in place of its own, and its ends.
 
     A tick may then read the blocks that the next row has finished at that tick, at the ticks where
-    they ended, and no later one. The last row has those of the first, and a row alone its own.
+    they ended, and no later one. The last row has those of the first. A row alone reads
+    zeros in them; see `next_rows`.
     """
     cut = lower.cut
     finished, place = (_next(counts) for counts in (cut.grid.finished, cut.grid.place))
