@@ -21,8 +21,8 @@ from counterpoint.systems.contract import System
 
 
 @runtime_checkable
-class ThoughtData(Protocol):
-    """Data from which models learn to think while they listen; it says how they do that."""
+class ClockedData(Protocol):
+    """Data from which models learn to think against a clock; it says how they do that."""
 
     @property
     def chunk_s(self) -> float:
@@ -44,6 +44,11 @@ class ThoughtData(Protocol):
     def answer_tokens(self) -> int:
         """Largest number of tokens of an answer."""
 
+
+@runtime_checkable
+class ThoughtData(ClockedData, Protocol):
+    """The same of models that can hear a recording."""
+
     def ear(self, layout: Layout) -> ChunkedMels:
         """Return what a model with a layout hears of a recording, as in training.
 
@@ -52,7 +57,7 @@ class ThoughtData(Protocol):
         """
 
 
-def clock_of(data: ThoughtData, threshold: float | None = None) -> ClockConfig:
+def clock_of(data: ClockedData, threshold: float | None = None) -> ClockConfig:
     """Return how a model of some data thinks against the clock.
 
     Args:

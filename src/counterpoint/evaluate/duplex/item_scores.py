@@ -20,10 +20,18 @@ from counterpoint.data.tasks.reasoning.item import ReasoningItem
 from counterpoint.data.tasks.source import TaskData
 from counterpoint.data.tasks.spoken_maths.hearing import Heard
 from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
+from counterpoint.data.tasks.spoken_orders.source import SpokenOrdersData
 from counterpoint.data.tasks.verify import pass_at_k, pass_counts
 from counterpoint.errors import UserError
 from counterpoint.evaluate.attempts import SPARE_SYMBOLS, attempt
 from counterpoint.evaluate.duplex.spoken_maths import clock_of, floors, listen, made_by_program
+from counterpoint.evaluate.duplex.spoken_orders import (
+    SCORES,
+    order_floors,
+    order_scores,
+    serve,
+    serve_by_maker,
+)
 from counterpoint.evaluate.duplex.thinking import score_interruptions
 from counterpoint.evaluate.statistics import Interval, bootstrap_ratio
 from counterpoint.evaluate.tasks import answer
@@ -47,8 +55,9 @@ def item_scores(
 
     Tasks are answered and scored exactly: each symbol of an answer is predicted after the true text
     before it, and questions that need a solution of several steps are also solved freely. Spoken
-    maths is listened to against the clock, and the model interrupts by its own decision. A run of
-    phases has the scores of each of its sources. What no item asks has no score.
+    maths is listened to against the clock, and the model interrupts by its own decision; for spoken
+    orders it calls a tool that answers at once. A run of phases has the scores of each of its
+    sources. What no item asks has no score.
 
     Args:
         system: The model, in evaluation mode.
@@ -72,6 +81,8 @@ def item_scores(
             own = _answered(system, data, most_items, shown, num_samples)
         elif isinstance(data, SpokenMathsData):
             own = _listened(system, data, most_items, shown)
+        elif isinstance(data, SpokenOrdersData) and data.num_held_out:
+            own = _served(system, data, most_items, shown)
         found |= {f"{part}: {name}" if part else name: value for name, value in own.items()}
     if num_samples and not any("pass@" in name for name in found):
         raise UserError(
@@ -170,6 +181,21 @@ def _listened(
         "median seconds from error to interruption": _alone(score.latency(0.5)),
     }
     return found | _beside(source, problems)
+
+
+def _served(
+    system: System, source: SpokenOrdersData, most_items: int, progress: Progress
+) -> dict[str, Interval]:
+    """Return what came of orders, beside the best constant and the maker's program."""
+    places = spread_places(source.num_held_out, most_items).tolist()
+    heard = progress.over("orders heard", places, len(places))
+    found = order_scores([serve(system, source, place) for place in heard])
+    ceiling = order_scores([serve_by_maker(source, place) for place in places])
+    constant = order_floors(source, places)["most common call"]
+    return {SCORES[name]: value for name, value in found.items()} | {
+        "right by the most common order": _alone(constant["success"]),
+        "ceiling: called early by the maker": ceiling["early"],
+    }
 
 
 def _beside(source: SpokenMathsData, problems: Sequence[Heard]) -> dict[str, Interval]:

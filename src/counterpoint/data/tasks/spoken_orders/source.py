@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +40,18 @@ from counterpoint.streams.spec import UNSET_ID, Layout, Role
 
 _LATEST = 2  # chunks by which a response is late at most
 _NEXT = 10**9  # from an order to the one that takes its place if its text is of the other side
+
+
+class Pace(NamedTuple):
+    """How fast an order goes.
+
+    Attributes:
+        words_per_s: Words that are spoken in a second.
+        late: Number of chunks by which the response to its call is late in training.
+    """
+
+    words_per_s: float
+    late: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,11 +141,15 @@ class SpokenOrdersData:
 
     def rounds(self, number: int, *, held_out: bool = False) -> list[dict[str, str]]:
         """Return the rounds of an order, as texts; see `order_rounds`."""
+        request = self.request(number, held_out=held_out)
+        pace = self.pace(number, held_out=held_out)
+        return order_rounds(request, pace.words_per_s, self.chunk_s, self.marks, pace.late)
+
+    def pace(self, number: int, *, held_out: bool = False) -> Pace:
+        """Return how fast an order is spoken, and how late the response to its call comes."""
         rng = Random(f"pace {self._seed(held_out=held_out)} {number}")
         rate = self.words_per_s * rng.uniform(1 - self.pace_spread, 1 + self.pace_spread)
-        late = rng.randint(1, _LATEST) if rng.random() < self.late else 0
-        request = self.request(number, held_out=held_out)
-        return order_rounds(request, rate, self.chunk_s, self.marks, late)
+        return Pace(rate, rng.randint(1, _LATEST) if rng.random() < self.late else 0)
 
     def _seed(self, *, held_out: bool) -> int:
         return self.seed + (HELD_OUT_SEED if held_out else 0)
