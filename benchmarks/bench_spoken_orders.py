@@ -1,0 +1,127 @@
+"""Does a trained SHANKS have its tool called before a spoken order is over?
+
+Protocol: docs/results/spoken_orders_declared.json. Every model hears the same held-out orders with
+three counters. Models are runs of `shanks_tools_small`; those that call after listening are the
+same recipe with `--data.chunk-s 60`.
+
+    python benchmarks/bench_spoken_orders.py --listening runs/tools-0 runs/tools-1 \
+        --after runs/after-0 runs/after-1 --orders 500 --out results.json
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from record import finish
+
+from counterpoint.data.tasks.spoken_orders.source import SpokenOrdersData
+from counterpoint.data.tasks.spoken_tools import score_requests
+from counterpoint.evaluate.duplex.spoken_orders import (
+    Served,
+    Till,
+    order_floors,
+    order_scores,
+    serve,
+    serve_by_maker,
+)
+from counterpoint.evaluate.statistics import Interval, bootstrap_difference, bootstrap_ratio
+from counterpoint.progress import Progress
+from counterpoint.runtime.load import load
+
+QUESTION = "Does a trained SHANKS have its tool called before a spoken order is over?"
+COUNTERS = {"at once": Till(), "2 s": Till(call_s=2.0), "fails once": Till(failures=1)}
+SHARES = {"right": "success", "early": "early", "stale": "stale", "said": "said"}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Let all models hear the orders, and write what came of them."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--listening", nargs="+", type=Path, default=[])
+    parser.add_argument("--after", nargs="*", type=Path, default=[])
+    parser.add_argument("--orders", type=int, default=500)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    arms = {"while listening": options.listening, "after listening": options.after}
+    found: dict[str, Any] = {}
+    for arm, folders in arms.items():
+        for counter, till in COUNTERS.items():
+            rows = [heard(folder, till, options.orders, f"{arm}, {counter}") for folder in folders]
+            if rows:
+                found[f"{arm}, {counter}"] = {name: [row[name] for row in rows] for name in rows[0]}
+    data = SpokenOrdersData()
+    summary = {name: summarised(rows) for name, rows in found.items()}
+    for counter in COUNTERS:
+        ours, theirs = (found.get(f"{arm}, {counter}") for arm in arms)
+        if ours and theirs:
+            summary[f"right, while less after listening, {counter}"] = difference(ours, theirs)
+    numbers = range(options.orders)
+    makers = {
+        counter: plain(order_scores([serve_by_maker(data, number, till) for number in numbers]))
+        for counter, till in COUNTERS.items()
+    }
+    result = {"summary": summary, "maker": makers, "floors": order_floors(data, numbers)}
+    finish(QUESTION, {**result, "orders": found}, str(options.out))
+    print(json.dumps(result, indent=1))
+
+
+def heard(folder: Path, till: Till, number: int, title: str) -> dict[str, list[float]]:
+    """Return what came of every order, as numbers."""
+    loaded = load(folder)
+    if loaded.run is None or not isinstance(loaded.run.data, SpokenOrdersData):
+        raise SystemExit(f"{folder} must be a run on spoken orders.")
+    data, system = loaded.run.data, loaded.system
+    places = Progress().over(f"{title}, {folder.name}", range(number), number)
+    return counted([serve(system, data, place, till) for place in places])
+
+
+def counted(served: Sequence[Served]) -> dict[str, list[float]]:
+    """Return the counts of every order."""
+    each = [score_requests([one.request], [one.outcome]) for one in served]
+    alone = [order_scores([one]) for one in served]
+    return {
+        "success": [one["success"] for one in each],
+        "early": [one["early"] for one in each],
+        "stale": [one["stale"] for one in each],
+        "said": [one["said"].value for one in alone],
+        "lead_s": [max(one["lead_s"].value, -1e9) for one in alone],
+        "corrected": [float(bool(one.request.stale)) for one in served],
+    }
+
+
+def summarised(rows: dict[str, list[list[float]]]) -> dict[str, Any]:
+    """Return means over seeds with intervals over seeds and orders, and each seed's own."""
+    found: dict[str, Any] = {}
+    for name, column in SHARES.items():
+        counts = np.array(rows[column])
+        of = np.array(rows["corrected"]) if name == "stale" else np.ones_like(counts)
+        found[name] = as_list(bootstrap_ratio(counts, of))
+        found[f"{name} by seed"] = (counts.sum(1) / of.sum(1)).round(4).tolist()
+    found["lead_s by seed"] = np.median(np.array(rows["lead_s"]), 1).round(3).tolist()
+    return found
+
+
+def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """Return the difference of right orders on the same items."""
+    right, theirs_right = (np.array(one["success"]) for one in (ours, theirs))
+    ones = np.ones_like(right)
+    interval, p = bootstrap_difference((right, ones), (theirs_right, np.ones_like(theirs_right)))
+    return {"points": as_list(interval), "p": p}
+
+
+def plain(scores: dict[str, Interval]) -> dict[str, list[float]]:
+    """Return scores as JSON can hold them."""
+    return {name: as_list(one) for name, one in scores.items()}
+
+
+def as_list(one: Interval) -> list[float]:
+    """Return value, low and high."""
+    return [round(number, 4) for number in (one.value, one.low, one.high)]
+
+
+if __name__ == "__main__":
+    main()
