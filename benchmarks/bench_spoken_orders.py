@@ -11,15 +11,18 @@ same recipe with `--data.chunk-s 60`.
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from record import finish
+from torch import Tensor
 
 from counterpoint.data.tasks.spoken_orders.source import SpokenOrdersData
-from counterpoint.data.tasks.spoken_tools import score_requests
+from counterpoint.data.tasks.spoken_orders.words import in_order_words
+from counterpoint.data.tasks.spoken_tools import ToolRequest, score_requests
 from counterpoint.evaluate.duplex.spoken_orders import (
     Served,
     Till,
@@ -27,10 +30,18 @@ from counterpoint.evaluate.duplex.spoken_orders import (
     order_scores,
     serve,
     serve_by_maker,
+    serve_parts,
 )
 from counterpoint.evaluate.statistics import Interval, bootstrap_difference, bootstrap_ratio
 from counterpoint.progress import Progress
+from counterpoint.runtime.cascade.ear import EAR_HZ
+from counterpoint.runtime.clocked import Part
+from counterpoint.runtime.heard_words import ChunkedWords
 from counterpoint.runtime.load import load
+from counterpoint.runtime.thinker import SystemThinker
+from counterpoint.speech.partials import PartialTranscriber
+from counterpoint.speech.voices import Synthesizer, Voice
+from counterpoint.systems.contract import System
 
 QUESTION = "Does a trained SHANKS have its tool called before a spoken order is over?"
 COUNTERS = {"at once": Till(), "2 s": Till(call_s=2.0), "fails once": Till(failures=1)}
@@ -43,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--listening", nargs="+", type=Path, default=[])
     parser.add_argument("--after", nargs="*", type=Path, default=[])
     parser.add_argument("--orders", type=int, default=500)
+    parser.add_argument("--by-ear", type=int, default=0, help="orders spoken and recognised")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -54,8 +66,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             if rows:
                 found[f"{arm}, {counter}"] = {name: [row[name] for row in rows] for name in rows[0]}
     data = SpokenOrdersData()
+    if options.by_ear:
+        sounds = spoken(data, range(100, 100 + options.by_ear))
+        for arm, folders in arms.items():
+            rows = [by_ear(folder, sounds) for folder in folders]
+            found[f"{arm}, by ear"] = {name: [row[name] for row in rows] for name in rows[0]}
     summary = {name: summarised(rows) for name, rows in found.items()}
-    for counter in COUNTERS:
+    for counter in (*COUNTERS, "by ear"):
         ours, theirs = (found.get(f"{arm}, {counter}") for arm in arms)
         if ours and theirs:
             summary[f"right, while less after listening, {counter}"] = difference(ours, theirs)
@@ -69,12 +86,45 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(json.dumps(result, indent=1))
 
 
-def heard(folder: Path, till: Till, number: int, title: str) -> dict[str, list[float]]:
-    """Return what came of every order, as numbers."""
+def opened(folder: Path) -> tuple[System, SpokenOrdersData]:
+    """Return a model and its data."""
     loaded = load(folder)
     if loaded.run is None or not isinstance(loaded.run.data, SpokenOrdersData):
         raise SystemExit(f"{folder} must be a run on spoken orders.")
-    data, system = loaded.run.data, loaded.system
+    return loaded.system, loaded.run.data
+
+
+Sound = tuple[ToolRequest, Tensor]
+
+
+def spoken(data: SpokenOrdersData, numbers: Sequence[int]) -> list[Sound]:
+    """Return held-out orders as Piper says them, with the times at which the speech ends."""
+    voice = Synthesizer()
+    found = []
+    for number in numbers:
+        request = data.request(number, held_out=True)
+        audio = voice.speak(request.text, Voice(formant=1.0), EAR_HZ).audio
+        found.append((replace(request, stop_s=len(audio) / EAR_HZ), audio))
+    return found
+
+
+def by_ear(folder: Path, sounds: Sequence[Sound]) -> dict[str, list[float]]:
+    """Return what came of orders that a recogniser hears for the model, as numbers."""
+    system, data = opened(folder)
+    recognise = PartialTranscriber()
+    served = []
+    for request, audio in Progress().over(f"by ear, {folder.name}", sounds, len(sounds)):
+        ear = ChunkedWords(recognise, data.chunk_s, in_order_words)
+        chunks = [*ear.push(audio), ear.finish()]
+        parts = [Part(one.content, one.start_s, one.end_s, one.text) for one in chunks]
+        thinker = SystemThinker(system, data.words, data.marks)
+        served.append(serve_parts(thinker, data, request, parts))
+    return counted(served)
+
+
+def heard(folder: Path, till: Till, number: int, title: str) -> dict[str, list[float]]:
+    """Return what came of every order, as numbers."""
+    system, data = opened(folder)
     places = Progress().over(f"{title}, {folder.name}", range(number), number)
     return counted([serve(system, data, place, till) for place in places])
 

@@ -6,7 +6,7 @@ words; one that thinks in two streams hears them one a tick from the end of each
 pace of the speaker, two seconds late. As controls it hears the exact words when they are said, and
 the exact words after each pass with the last one in the next, as the recogniser's. Rules use how
 sure the recogniser is: an unsure last word waits for the next pass, or unsure words are left out.
-Words that were recognised are brought into the words of the problems (`as_problem_words`), which is
+Words that were recognised are brought into the words of the problems (`in_problem_words`), which is
 a part of what is measured. The judge of sums that `counterpoint talk shanks` has by default hears
 the recognised words too. What is recognised, and what came of every problem, is kept beside the
 results, so that a run that was stopped goes on, and another model or rule costs no recognition.
@@ -26,12 +26,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from ear_words import (
-    Hearing,
     Pass,
     SpokenProblem,
     Told,
-    Waiting,
-    as_problem_words,
     paced,
     spoken_problems,
     told_words,
@@ -42,12 +39,14 @@ from counterpoint.data.tasks.spoken_maths.hearing import Heard, spoken_ticks
 from counterpoint.data.tasks.spoken_maths.numbers import NUMBER_WORDS
 from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
 from counterpoint.data.tasks.spoken_maths.thoughts import WRONG
+from counterpoint.data.tasks.spoken_maths.words import in_problem_words
 from counterpoint.evaluate.duplex.spoken_maths import clock_of, converse, judged, made_by_program
 from counterpoint.evaluate.duplex.thinking import Attempt, score_interruptions
 from counterpoint.evaluate.statistics import Interval
 from counterpoint.evaluate.word_errors import count_word_errors
 from counterpoint.runtime.cascade.sum_judge import SumJudge
 from counterpoint.runtime.cascade.thinking import Scene
+from counterpoint.runtime.heard_words import Waiting
 from counterpoint.runtime.load import load
 from counterpoint.speech.partials import ScoredWord
 from counterpoint.speech.spoken_words import SpokenWord
@@ -117,7 +116,7 @@ def in_passes(problem: SpokenProblem) -> list[Pass]:
         Pass(
             one.at_s,
             tuple(
-                Hearing(word.text, word.end_s, 1.0)
+                ScoredWord(word.text, word.end_s, word.end_s, 1.0)
                 for word in problem.heard.words
                 if word.end_s <= one.at_s
             ),
@@ -142,7 +141,7 @@ def told_in(problem: SpokenProblem, hears: Hears) -> list[Told]:
     return [
         word._replace(text=text)
         for word in (paced(told, hears.delay_s) if hears.delay_s else told)
-        for text in as_problem_words(word.text)
+        for text in in_problem_words(word.text)
     ]
 
 

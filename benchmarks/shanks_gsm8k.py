@@ -32,7 +32,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from ear_words import as_problem_words
 from record import finish, resumed
 
 from counterpoint.data.tasks.gsm8k import LabelledSolution, read_graded, read_solutions, value_of
@@ -40,6 +39,7 @@ from counterpoint.data.tasks.gsm8k_speech import said_problem
 from counterpoint.data.tasks.spoken_maths.hearing import Heard, at_rate, chunks
 from counterpoint.data.tasks.spoken_maths.problems import vocabulary
 from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
+from counterpoint.data.tasks.spoken_maths.words import in_problem_words
 from counterpoint.evaluate.duplex.spoken_maths import clock_of, converse
 from counterpoint.evaluate.duplex.thinking import rises
 from counterpoint.evaluate.statistics import wilson
@@ -75,7 +75,7 @@ class Case(NamedTuple):
     def known(self) -> Heard:
         """What is said, in the words that the models know; all others are left out."""
         words = tuple(
-            word._replace(text=" ".join(as_problem_words(word.text))) for word in self.heard.words
+            word._replace(text=" ".join(in_problem_words(word.text))) for word in self.heard.words
         )
         return self.heard._replace(words=words)
 
@@ -321,7 +321,7 @@ def by_text(cases: Sequence[Case]) -> dict[str, Case]:
 
 
 def _spelled(number: int) -> str:
-    return " ".join(as_problem_words(str(number)))
+    return " ".join(in_problem_words(str(number)))
 
 
 EXAMPLES = (

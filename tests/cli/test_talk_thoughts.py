@@ -2,19 +2,25 @@
 
 import base64
 import json
+import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
+from torch import Tensor
 
 from counterpoint.cli.main import main as counterpoint
 from counterpoint.config_json import encode
 from counterpoint.evaluate.report.answer import answer_files
 from counterpoint.recipes.shanks_small import shanks_small
 from counterpoint.recipes.shanks_small_sound import shanks_small_sound
+from counterpoint.recipes.shanks_tools_small import shanks_tools_small
+from counterpoint.runtime.clocked import Proposal
 from counterpoint.speech.audio import read_audio
+from counterpoint.speech.partials import ScoredWord
 from counterpoint.streams.timeline import Timeline
 from counterpoint.systems import shanks
 from counterpoint.systems.shanks import Shanks, ShanksConfig
@@ -134,14 +140,81 @@ def test_it_hears_with_weights_of_half_the_size(run: Path) -> None:
     assert talk(run, "one.wav", "--dtype", "bfloat16") == 0
 
 
-def test_a_model_of_words_is_told_what_can_hear(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+class Scripted:
+    """Hears an order, word by word, one every quarter of a second."""
+
+    said = "i would like a small latte please and that is all for today".split()  # noqa: SIM905
+
+    def __call__(self, sound: Tensor) -> list[ScoredWord]:
+        known = self.said[: math.ceil(len(sound) / RATE * 4)]
+        return [
+            ScoredWord(word, place / 4, place / 4 + 0.25, 1.0) for place, word in enumerate(known)
+        ]
+
+
+@pytest.fixture
+def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("counterpoint.cli.talk_thoughts.PartialTranscriber", Scripted)
+
+
+@pytest.mark.usefixtures("_scripted")
+def test_a_model_of_words_hears_a_recogniser(tmp_path: Path) -> None:
+    orders = written(tmp_path / "orders", shanks.small(), shanks_tools_small())
+    assert talk(orders, "six.wav") == 0
+    timeline = Timeline.read(Path("out.timeline.jsonl"))
+    heard = [one.text for one in timeline.where(kind="chunk")]
+    first = "i would like a small latte please"  # the last word of a chunk may still change
+    assert heard == [first, "and that is all for", "today"]
+    assert timeline.where(kind="answer").events
+    problems = written(tmp_path / "problems", shanks.small(), shanks_small())
+    assert talk(problems, "six.wav", "--threshold", "0") == 0
+
+
+class CallsAtOnce:
+    """Calls the tool in its first thought; a `Thinker` in the place of the model."""
+
+    call = '<tool_call>{"name": "orderDrink", "arguments": {"coffeeDrink": "latte"}}</tool_call>'
+
+    def __init__(self, *_: object) -> None:
+        self.ahead: list[str] = []
+
+    def hear(self, content: object) -> None:
+        self.ahead = [self.call, "</think>", " one latte", "[STOP]"]
+        self.__class__.call = "</think>"  # once
+
+    def read(self, text: str) -> None:
+        if self.ahead and text == self.ahead[0]:
+            self.ahead.pop(0)
+
+    def propose(self) -> Proposal:
+        return Proposal(self.ahead[0])
+
+
+@pytest.mark.usefixtures("_scripted")
+def test_tools_are_called_while_the_user_speaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("counterpoint.runtime.listening.SystemThinker", CallsAtOnce)
+    orders = written(tmp_path / "orders", shanks.small(), shanks_tools_small())
+    assert talk(orders, "six.wav") == 0
+    timeline = Timeline.read(Path("out.timeline.jsonl"))
+    (call,) = timeline.where(kind="call")
+    assert call.payload["ok"]
+    assert 2.0 < call.end_s < 6.0
+    shown = capsys.readouterr().out
+    assert "calls of tools" in shown
+    assert "1 (made: 1, before the end: 1)" in shown
+    assert "ordered" in Path("out.html").read_text()
+
+
+def test_without_a_recogniser_a_model_of_words_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "faster_whisper", None)
     folder = written(tmp_path / "words", shanks.small(), shanks_small())
     assert talk(folder, "six.wav") == 2
     told = without_loading(capsys.readouterr().err)
-    assert "counterpoint train shanks_small_sound" in told
-    assert "counterpoint talk shanks" in told
+    assert "counterpoint[recogniser]" in told
     assert told.count("\n") == 1
     assert not Path("out.wav").exists()
 

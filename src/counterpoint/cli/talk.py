@@ -41,8 +41,9 @@ _HELP = """Answer a recording as if it were heard live.
 
 OUTPUT.wav has the agent left and the user right. Further files have what was said (.txt, .json),
 the timeline (.timeline.jsonl), a picture and a page. `talk shanks` talks without a trained model.
-An LSLM says `--text` while it hears the recording, and stops when it is interrupted. A SHANKS that
-hears sound thinks while it listens, and writes when it interrupts and what it answers.
+An LSLM says `--text` while it hears the recording, and stops when it is interrupted. A SHANKS
+thinks while it listens, calls its tools, and writes when it interrupts and what it answers; if it
+hears words, Whisper recognises them (`pip install 'counterpoint[recogniser]'`).
 
 Example: counterpoint talk runs/NAME --input question.wav --output answer.wav --tail 5
 """

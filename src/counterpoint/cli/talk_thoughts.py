@@ -16,9 +16,11 @@ from counterpoint.evaluate.report.answer import answer_title, observe_answer, wr
 from counterpoint.evaluate.report.conversation_figure import Talk
 from counterpoint.evaluate.report.watched import thought_numbers, write_watched
 from counterpoint.runtime.choices import SpeechChoices
+from counterpoint.runtime.heard_words import recognised_by
 from counterpoint.runtime.listening import ThoughtData, listen_to, with_answer_words
 from counterpoint.runtime.load import Loaded
 from counterpoint.speech.audio import channel_blocks, write_stereo
+from counterpoint.speech.partials import PartialTranscriber
 from counterpoint.streams.timeline import Timeline
 
 _NOTE = (
@@ -52,11 +54,12 @@ def think(
     data = loaded.trained_by.data
     if not isinstance(data, ThoughtData):
         raise AssertionError("`thinks` was asked before")
-    rate = data.ear(loaded.system.layout).mels.sample_rate
+    ear = data.ear(loaded.system.layout, recognised_by(PartialTranscriber))
+    rate = ear.sample_rate
     began_s = time.perf_counter()
     with running.progress().doing("listening"):
         blocks = (block[0] for block in channel_blocks(options.input, rate, options.channel))
-        heard = listen_to(loaded.system, data, blocks, options.threshold)
+        heard = listen_to(loaded.system, data, ear, blocks, options.threshold)
     work_s = time.perf_counter() - began_s
     sound = _sound(options, rate, heard.end_s)
     num_clipped = write_stereo(options.output, sound, rate)

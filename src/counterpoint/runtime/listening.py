@@ -4,16 +4,21 @@ What the model hears comes from the data on which it was trained, so that featur
 those of training. Sound may come in pieces of any length. The speech ends with the recording.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
+from counterpoint.data.tools import Tool
+from counterpoint.runtime.cascade.calls import Calls
+from counterpoint.runtime.cascade.clocked_calls import ClockedCalls
+from counterpoint.runtime.cascade.lanes import TimedLane
 from counterpoint.runtime.clocked import AGENT, ClockConfig, ClockedDecoder, Part
+from counterpoint.runtime.clocks import SimulatedClock
 from counterpoint.runtime.thinker import SystemThinker, Vocabulary
-from counterpoint.speech.mels import ChunkedMels
+from counterpoint.speech.ears import Ear, WordEar
 from counterpoint.streams.rounds import Marks
 from counterpoint.streams.spec import Layout
 from counterpoint.streams.timeline import Timeline
@@ -47,14 +52,26 @@ class ClockedData(Protocol):
 
 @runtime_checkable
 class ThoughtData(ClockedData, Protocol):
-    """The same of models that can hear a recording."""
+    """The same, and how a model of theirs hears a recording."""
 
-    def ear(self, layout: Layout) -> ChunkedMels:
+    def ear(self, layout: Layout, by_words: WordEar) -> Ear:
         """Return what a model with a layout hears of a recording, as in training.
+
+        Args:
+            layout: Streams of the model.
+            by_words: Returns the ear of a model that hears words.
 
         Raises:
             UserError: The model cannot hear one.
         """
+
+
+@runtime_checkable
+class CallingData(ThoughtData, Protocol):
+    """The same of models that call tools."""
+
+    def tools(self) -> Sequence[Tool]:
+        """Return the tools that a model may call."""
 
 
 def clock_of(data: ClockedData, threshold: float | None = None) -> ClockConfig:
@@ -76,27 +93,35 @@ def clock_of(data: ClockedData, threshold: float | None = None) -> ClockConfig:
 def listen_to(
     system: System,
     data: ThoughtData,
+    ear: Ear,
     pieces: Iterable[Float[Tensor, " _N"]],
     threshold: float | None = None,
 ) -> Timeline:
     """Let a model hear a recording; no more pieces are asked for after it has interrupted.
 
+    Time is simulated: tokens take what the data say, recognition takes none, and a call of a tool
+    takes what it takes.
+
     Args:
         system: A system that was trained on the data, in evaluation mode.
-        data: The data.
-        pieces: The recording in pieces of any length, at the rate of `ThoughtData.ear`.
+        data: The data, with tools if they are `CallingData`.
+        ear: What the model hears, from `ThoughtData.ear`.
+        pieces: The recording in pieces of any length, at the rate of the ear.
         threshold: See `ClockConfig.threshold`.
 
     Returns:
-        What was heard, thought and answered; see `counterpoint.runtime.clocked`.
+        What was heard, thought, called and answered; see `counterpoint.runtime.clocked`.
 
     Raises:
-        UserError: The model cannot hear a recording, or samples are not valid.
+        UserError: Samples are not valid.
     """
-    ear = data.ear(system.layout)
     thinker = SystemThinker(system, data.words, data.marks)
-    decoder = ClockedDecoder(thinker, clock_of(data, threshold))
-    return decoder.hear_all(_parts(ear, pieces))
+    config = clock_of(data, threshold)
+    clock = SimulatedClock(config.tokens_per_s)
+    tools = None
+    if isinstance(data, CallingData):
+        tools = ClockedCalls(Calls(data.tools(), TimedLane), clock)
+    return ClockedDecoder(thinker, config, clock, tools).hear_all(_parts(ear, pieces))
 
 
 def with_answer_words(timeline: Timeline) -> Timeline:
@@ -106,9 +131,9 @@ def with_answer_words(timeline: Timeline) -> Timeline:
     return replace(timeline, events=(*timeline.events, *said))
 
 
-def _parts(ear: ChunkedMels, pieces: Iterable[Float[Tensor, " _N"]]) -> Iterator[Part]:
+def _parts(ear: Ear, pieces: Iterable[Float[Tensor, " _N"]]) -> Iterator[Part]:
     for piece in pieces:
         for chunk in ear.push(piece):
-            yield Part(chunk.frames, chunk.start_s, chunk.end_s)
+            yield Part(chunk.content, chunk.start_s, chunk.end_s, chunk.text)
     last = ear.finish()
-    yield Part(last.frames, last.start_s, last.end_s)
+    yield Part(last.content, last.start_s, last.end_s, last.text)

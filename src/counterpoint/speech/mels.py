@@ -1,7 +1,5 @@
 """Log-mels: what a listening network hears, computed from whole recordings or as they come."""
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -9,6 +7,7 @@ from torch import Tensor
 
 from counterpoint.errors import UserError
 from counterpoint.speech.codec import check_channel, check_samples
+from counterpoint.speech.ears import HeardChunk
 from counterpoint.streams.seconds import border_s, exact, num_begun, num_complete
 
 _SAMPLE_RATE = 16_000
@@ -101,16 +100,8 @@ class LogMels:
         return frames, audio[:, audio.shape[1] - past.shape[1] :]
 
 
-class SoundChunk(NamedTuple):
-    """A chunk of a recording: its times, and the frames that are heard in it."""
-
-    start_s: float
-    end_s: float
-    frames: Float[Tensor, "T F"]
-
-
 class ChunkedMels:
-    """Frames of one recording, which comes piece by piece, in chunks of equal length.
+    """Frames of one recording, which comes piece by piece, in chunks of equal length; an `Ear`.
 
     A frame belongs to the chunk in which it ends. A chunk is given out when a sample after it has
     come: only then is it known not to be the last, which ends with the recording and may be shorter
@@ -141,11 +132,16 @@ class ChunkedMels:
         self._num_chunks = 0
 
     @property
+    def sample_rate(self) -> int:
+        """Samples a second; see `Ear.sample_rate`."""
+        return self.mels.sample_rate
+
+    @property
     def heard_s(self) -> float:
         """Seconds that have been heard."""
         return self._num_samples / self.mels.sample_rate
 
-    def push(self, samples: Float[Tensor, " N"]) -> list[SoundChunk]:
+    def push(self, samples: Float[Tensor, " N"]) -> list[HeardChunk]:
         """Hear any number of samples, and return the chunks that are now known.
 
         Raises:
@@ -159,11 +155,11 @@ class ChunkedMels:
             known.append(self._cut(end_s, num_complete(end_s, self._frame_s)))
         return known
 
-    def finish(self) -> SoundChunk:
+    def finish(self) -> HeardChunk:
         """Return the last chunk: the recording is over."""
         return self._cut(self.heard_s, num_begun(self.heard_s, self._frame_s))
 
-    def _cut(self, end_s: float, stop: int) -> SoundChunk:
+    def _cut(self, end_s: float, stop: int) -> HeardChunk:
         """Return the next chunk, which ends with the frame before the one of number ``stop``."""
         length = (stop - self._num_frames) * self.mels.frame_samples
         samples, self._waiting = self._waiting[:length], self._waiting[length:]
@@ -174,7 +170,7 @@ class ChunkedMels:
             frames = found[0]
         frames = torch.cat((self._before, frames))
         self._before = frames[max(len(frames) - self._overlap, 0) :]
-        chunk = SoundChunk(border_s(self._num_chunks, self._chunk_s), end_s, frames)
+        chunk = HeardChunk(border_s(self._num_chunks, self._chunk_s), end_s, frames)
         self._num_frames = stop
         self._num_chunks += 1
         return chunk

@@ -120,6 +120,10 @@ def test_texts_of_orders_are_known_and_join_exactly() -> None:
     assert len(WORDS.encode(MARKS.interrupt)) == 1
 
 
+def test_id_beyond_the_pieces_is_an_unknown_one() -> None:
+    assert WORDS.decode(np.array([len(WORDS), len(WORDS) + 9])) == "<unknown>" * 2
+
+
 def test_orders_are_functions_of_their_numbers() -> None:
     assert isinstance(DATA, DataSource)
     assert DATA.rounds(3) == SpokenOrdersData(row_ticks=99).rounds(3)

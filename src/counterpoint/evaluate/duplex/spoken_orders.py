@@ -9,7 +9,7 @@ Source: the tool task of SHANKS (arXiv:2510.06917), section 3.2, with orders of 
 
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -134,6 +134,25 @@ def serve_by(
 ) -> Served:
     """Let a thinker hear a held-out order and call its tool; for the arguments see `serve`."""
     request = timed_request(data, number)
+    return serve_parts(thinker, data, request, _parts(request, data, number), till)
+
+
+def serve_parts(
+    thinker: Thinker,
+    data: SpokenOrdersData,
+    request: ToolRequest,
+    parts: Iterable[Part],
+    till: Till | None = None,
+) -> Served:
+    """Let a thinker hear an order in chunks, and call its tool.
+
+    Args:
+        thinker: The thinker.
+        data: The data whose clock it has.
+        request: The order, with the time at which its speech ends.
+        parts: The chunks.
+        till: How the counter behaves.
+    """
     config = clock_of(data)
     clock = SimulatedClock(config.tokens_per_s)
     own = till or Till()
@@ -141,7 +160,7 @@ def serve_by(
     world = OrderWorld(Faults(failures=own.failures))
     calls = Calls(_taking(world.tools(), own.call_s, watch), lambda: TimedLane(watch))
     decoder = ClockedDecoder(thinker, config, clock, ClockedCalls(calls, clock))
-    timeline = decoder.hear_all(_parts(request, data, number))
+    timeline = decoder.hear_all(parts)
     made = tuple(  # when the results came, which the model may read later
         MadeCall(name, arguments, event.end_s)
         for event in calls.events

@@ -58,11 +58,11 @@ def thought_numbers(timeline: Timeline, tokens_per_s: float, work_s: float) -> d
     chunks = timeline.where(kind="chunk").events
     thoughts = timeline.where(kind="thought")
     heard_s = chunks[-1].end_s
-    early = {one.payload["chunk"] for one in chunks if not one.payload["last"]}
+    not_last = {one.payload["chunk"] for one in chunks if not one.payload["last"]}
     chances = [
         chance
         for one in thoughts
-        if one.payload["chunk"] in early
+        if one.payload["chunk"] in not_last
         for chance in one.payload["chances"]
         if chance is not None
     ]
@@ -73,6 +73,10 @@ def thought_numbers(timeline: Timeline, tokens_per_s: float, work_s: float) -> d
         "interrupted the user": "no" if cut is None else f"at {cut.start_s:.2f} s",
         "highest chance of an interruption": f"{max(chances):.3f}" if chances else "-",
     }
+    if calls := timeline.where(kind="call").events:
+        made = [call for call in calls if call.payload["ok"]]
+        early = sum(call.end_s < heard_s for call in made)
+        numbers["calls of tools"] = f"{len(calls)} (made: {len(made)}, before the end: {early})"
     for answer in timeline.where(kind="answer"):
         since = "after the end of what was heard"
         numbers["answer"] = f"from {answer.start_s:.2f} s, {answer.start_s - heard_s:.2f} s {since}"

@@ -48,11 +48,17 @@ from counterpoint.data.tasks.spoken_maths.packing import (
     written_stream,
 )
 from counterpoint.data.tasks.spoken_maths.problems import SpokenMaths
-from counterpoint.data.tasks.spoken_maths.words import TokenWords, Words, opened_words
+from counterpoint.data.tasks.spoken_maths.words import (
+    TokenWords,
+    Words,
+    in_problem_words,
+    opened_words,
+)
 from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
 from counterpoint.literals import literals_checked
 from counterpoint.progress import Progress
+from counterpoint.speech.ears import Ear, WordEar
 from counterpoint.speech.mels import ChunkedMels
 from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch, join_batches
@@ -149,18 +155,28 @@ class SpokenMathsData:
         """Largest number of words of an answer; the longest right one has 14."""
         return 30
 
-    def ear(self, layout: Layout) -> ChunkedMels:
-        """Return what a model hears of a recording: frames and chunks as in training.
+    def ear(self, layout: Layout, by_words: WordEar) -> Ear:
+        """Return what a model hears of a recording, in chunks as in training.
+
+        Args:
+            layout: Streams of the model.
+            by_words: Returns the ear of a model that hears words.
 
         Raises:
-            UserError: The model hears words, or frames of another width.
+            UserError: The model hears other frames than it can have learned, or thinks in parallel.
         """
-        heard = next(iter(layout.by_role(Role.HEARD)), None)
-        if self.sound is None or heard is None:
+        if self.arrangement == "parallel":
             raise UserError(
-                "A model that hears a recording must have learned from sound: this one knows words "
-                "only. Take a run of `counterpoint train shanks_small_sound`, or let a recogniser "
-                "hear: `counterpoint talk shanks`."
+                "A model that hears a recording must think in chunks: this one thinks in parallel. "
+                "Take a run of `counterpoint train shanks_small` or `shanks_small_sound`."
+            )
+        heard = next(iter(layout.by_role(Role.HEARD)), None)
+        if heard is None or heard.is_discrete:
+            return by_words(self.chunk_s, in_problem_words)
+        if self.sound is None:
+            raise UserError(
+                "A model that hears frames of sound must have learned from sound: its data are "
+                "words. Take a run of `counterpoint train shanks_small_sound`."
             )
         mels = bank_mels()
         if heard.width != mels.width:

@@ -7,7 +7,9 @@ from functools import cache
 import numpy as np
 from jaxtyping import Int
 
+from counterpoint.data.tasks.recognised import in_known_words
 from counterpoint.data.tasks.spoken_maths.hearing import NOTHING
+from counterpoint.data.tasks.spoken_maths.numbers import MOST, spoken
 from counterpoint.data.tasks.spoken_maths.problems import vocabulary
 from counterpoint.data.text.published import tokenizer_of
 from counterpoint.data.text.tokenizer import Tokenizer
@@ -18,6 +20,18 @@ from counterpoint.streams.rounds import Marks
 def _own(marks: Marks) -> tuple[str, ...]:
     """Return the marks that spoken maths needs."""
     return (marks.part, marks.last, marks.close, marks.interrupt, marks.stop)
+
+
+def in_problem_words(text: str) -> list[str]:
+    """Return a recognised word in the words of problems; what is unlike them is left out."""
+    return in_known_words(text, vocabulary(), _number, _SIGNS)
+
+
+def _number(number: int) -> list[str]:
+    return spoken(number) if number <= MOST else []
+
+
+_SIGNS = {"+": "plus", "-": "minus", "=": "is", "\N{MULTIPLICATION SIGN}": "times", "x": "times"}
 
 
 class Words:

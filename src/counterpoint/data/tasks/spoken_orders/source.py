@@ -29,10 +29,17 @@ from counterpoint.data.tasks.spoken_maths.packing import (
     written_stream,
 )
 from counterpoint.data.tasks.spoken_orders.rounds import order_rounds
-from counterpoint.data.tasks.spoken_orders.words import OrderWords, opened_order_words
+from counterpoint.data.tasks.spoken_orders.words import (
+    OrderWords,
+    in_order_words,
+    opened_order_words,
+)
 from counterpoint.data.tasks.spoken_tools import ToolRequest, generated_request
+from counterpoint.data.tasks.tool_world import OrderWorld
+from counterpoint.data.tools import Tool
 from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
+from counterpoint.speech.ears import Ear, WordEar
 from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.rounds import Marks, lay_out_rounds
@@ -104,6 +111,14 @@ class SpokenOrdersData:
     def answer_tokens(self) -> int:
         """Largest number of tokens of an answer; the longest right one has 10."""
         return 20
+
+    def ear(self, layout: Layout, by_words: WordEar) -> Ear:
+        """Return what a model hears of a recording; for the arguments see `ThoughtData.ear`."""
+        return by_words(self.chunk_s, in_order_words)
+
+    def tools(self) -> tuple[Tool, ...]:
+        """Return the tool that a model calls, which changes a small world of its own."""
+        return OrderWorld().tools()
 
     @staticmethod
     def fits(layout: Layout) -> bool:

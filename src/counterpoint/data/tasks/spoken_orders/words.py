@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 from jaxtyping import Int
 
+from counterpoint.data.tasks.recognised import in_known_words
 from counterpoint.data.tasks.spoken_orders.rounds import ORDERED, answer_to, written_call
 from counterpoint.data.tasks.spoken_tools import CORRECTIONS, ENDINGS, OPENINGS, SPOKEN
 from counterpoint.data.tasks.tool_world import SLOTS
@@ -44,8 +45,29 @@ class OrderWords:
         return np.array(found, np.int64)
 
     def decode(self, ids: Int[np.ndarray, " n"]) -> str:
-        """Return the text of ids."""
-        return "".join(self.pieces[number] for number in ids.tolist())
+        """Return the text of ids; a model may have more ids than there are pieces."""
+        most = len(self.pieces)
+        return "".join(self.pieces[one] if one < most else _UNKNOWN for one in ids.tolist())
+
+
+def in_order_words(text: str) -> list[str]:
+    """Return a recognised word in the words of orders; what is unlike them is left out."""
+    return in_known_words(text, _SAID, _size, {"oz": "ounce"})
+
+
+def _size(number: int) -> list[str]:
+    """Return how many ounces a figure says, if there is such a size."""
+    return [_SIZES[number]] if number in _SIZES else []
+
+
+_SIZES = {8: "eight", 12: "twelve", 16: "sixteen", 20: "twenty"}
+_SAID = sorted(
+    {
+        word
+        for text in (*OPENINGS, *CORRECTIONS, *ENDINGS, *(v for s in SPOKEN for v in SLOTS[s]))
+        for word in text.split()
+    }
+)
 
 
 def _texts(marks: Marks) -> list[str]:

@@ -1,0 +1,49 @@
+"""What a model hears of a recording, chunk by chunk: sound as vectors, or recognised words."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+class HeardChunk(NamedTuple):
+    """A chunk of a recording, as a model hears it.
+
+    Attributes:
+        start_s: Time at which it begins.
+        end_s: Time at which it is complete.
+        content: Vectors of its frames, or its words as one text.
+        text: Its words, if they are known.
+    """
+
+    start_s: float
+    end_s: float
+    content: Float[Tensor, "T F"] | str
+    text: str = ""
+
+
+@runtime_checkable
+class Ear(Protocol):
+    """Hears one recording, which comes in pieces of any length."""
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples a second."""
+
+    def push(self, samples: Float[Tensor, " N"]) -> list[HeardChunk]:
+        """Hear any number of samples, and return the chunks that are now known.
+
+        A chunk is given out when a sample after it has come: only then is it known not to be the
+        last, which ends with the recording and may be shorter.
+        """
+
+    def finish(self) -> HeardChunk:
+        """Return the last chunk: the recording is over."""
+
+
+InOwnWords = Callable[[str], Sequence[str]]
+"""Returns a recognised word in words that a model knows; none if it is like none of them."""
+
+WordEar = Callable[[float, InOwnWords], Ear]
+"""Returns an ear that recognises words, for the seconds of a chunk and the words of a model."""

@@ -1,0 +1,187 @@
+"""Recognised words, told chunk by chunk: each once, none too soon, and none before it was said."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from counterpoint.data.tasks.recognised import in_known_words
+from counterpoint.data.tasks.spoken_maths.problems import SpokenMaths
+from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
+from counterpoint.data.tasks.spoken_maths.words import in_problem_words
+from counterpoint.data.tasks.spoken_orders.source import SpokenOrdersData
+from counterpoint.data.tasks.spoken_orders.words import in_order_words
+from counterpoint.errors import UserError
+from counterpoint.runtime.heard_words import ChunkedWords, Passes, Waiting
+from counterpoint.speech.ears import Ear, HeardChunk
+from counterpoint.speech.partials import ScoredWord
+from counterpoint.systems import shanks
+from counterpoint.systems.shanks import Shanks
+
+HZ = 16_000
+SAID = [f"word{number}" for number in range(40)]  # one every half second
+
+
+class Recogniser:
+    """Hears `SAID`: every sample tells its place, and so which words sound."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[int, int]] = []
+
+    def __call__(self, sound: Tensor) -> list[ScoredWord]:
+        begin, stop = int(sound[0]), int(sound[-1]) + 1
+        self.heard.append((begin, stop))
+        found = []
+        for number, text in enumerate(SAID):
+            start_s, end_s = number / 2, (number + 1) / 2
+            if start_s >= begin / HZ and start_s < stop / HZ:
+                is_cut = end_s > stop / HZ
+                found.append(
+                    ScoredWord(
+                        text[:4] if is_cut else text,
+                        start_s - begin / HZ,
+                        min(end_s, stop / HZ) - begin / HZ,
+                        0.4 if is_cut else 0.9,
+                    )
+                )
+        return found
+
+
+def places(seconds: float) -> Tensor:
+    return torch.arange(round(seconds * HZ), dtype=torch.float64)
+
+
+def hear(ear: ChunkedWords, sound: Tensor, length: int) -> list[HeardChunk]:
+    chunks = [chunk for piece in sound.split(length) for chunk in ear.push(piece)]
+    return [*chunks, ear.finish()]
+
+
+def as_it_is(text: str) -> Sequence[str]:
+    return [text]
+
+
+@pytest.fixture(autouse=True)
+def _any_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("counterpoint.runtime.heard_words.check_channel", lambda _: None)
+
+
+@pytest.mark.parametrize("seconds", [0.4, 1.9, 2.0, 7.3, 19.8])
+@pytest.mark.parametrize("length", [160, 31_999, 10**7])
+def test_every_word_is_told_once_and_the_last_of_a_chunk_waits(seconds: float, length: int) -> None:
+    ear = ChunkedWords(Recogniser(), 2.0, as_it_is)
+    assert isinstance(ear, Ear)
+    chunks = hear(ear, places(seconds), length)
+    assert len(chunks) == max(math.ceil(seconds / 2 - 1e-9), 1)
+    whole = int(seconds * 2 + 1e-9)
+    told = [word for chunk in chunks for word in chunk.text.split()]
+    assert told == SAID[:whole] + ["word"] * (seconds * 2 > whole)
+    for number, chunk in enumerate(chunks[:-1]):
+        assert chunk.text.split() == SAID[max(4 * number - 1, 0) : 4 * number + 3]
+        assert chunk.content == f" {chunk.text}"
+        assert (chunk.start_s, chunk.end_s) == (2.0 * number, 2.0 * number + 2)
+    assert chunks[-1].end_s == pytest.approx(seconds)
+
+
+def test_recogniser_hears_nothing_of_later_chunks_and_no_more_than_it_can_read() -> None:
+    recogniser = Recogniser()
+    hear(ChunkedWords(recogniser, 2.0, as_it_is), places(19.8), 7000)
+    stops = [2 * HZ * (number + 1) for number in range(9)] + [round(19.8 * HZ)]
+    assert [stop for _, stop in recogniser.heard] == stops
+    assert all(stop - begin <= 14 * HZ for begin, stop in recogniser.heard)
+
+
+def test_chunk_is_known_when_a_sample_after_it_has_come() -> None:
+    ear = ChunkedWords(Recogniser(), 2.0, as_it_is)
+    sound = places(2.1)
+    assert ear.push(sound[: 2 * HZ]) == []
+    (chunk,) = ear.push(sound[2 * HZ : 2 * HZ + 1])
+    assert chunk.end_s == 2.0
+    with pytest.raises(UserError, match="`chunk_s` must be positive"):
+        ChunkedWords(Recogniser(), 0.0, as_it_is)
+
+
+def test_recording_without_a_sample_is_one_empty_chunk() -> None:
+    chunk = ChunkedWords(Recogniser(), 2.0, as_it_is).finish()
+    assert (chunk.start_s, chunk.end_s, chunk.content) == (0.0, 0.0, "")
+
+
+def scored(*words: tuple[str, float, float]) -> list[ScoredWord]:
+    return [ScoredWord(text, end_s - 0.3, end_s, probability) for text, end_s, probability in words]
+
+
+def test_word_that_changes_is_told_as_it_is_in_the_end() -> None:
+    passes = Passes(Waiting(last=1))
+    first = passes.tell(scored(("has", 1.0, 0.9), ("twenty", 1.9, 0.9)), 2.0)
+    assert [word.text for word in first] == ["has"]
+    later = scored(("has", 1.1, 0.9), ("twenty", 1.8, 0.9), ("eight", 2.3, 0.9), ("and", 3.0, 0.9))
+    assert [word.text for word in passes.tell(later, 4.0)] == ["twenty", "eight"]
+    assert [word.text for word in passes.tell(later, 4.1, last=True)] == ["and"]
+
+
+def test_unsure_words_wait_or_are_left_out() -> None:
+    words = scored(("one", 0.5, 0.9), ("two", 1.0, 0.3), ("three", 1.5, 0.9))
+    waits = Passes(Waiting(last=0, unsure=0.5))
+    assert [word.text for word in waits.tell(words, 2.0)] == ["one"]
+    assert [word.text for word in waits.tell(words, 4.0)] == ["two", "three"]
+    leaves = Passes(Waiting(last=0, left_out=0.5))
+    assert [word.text for word in leaves.tell(words, 2.0)] == ["one", "three"]
+
+
+@pytest.mark.parametrize(
+    ("text", "own"),
+    [
+        ("54", ["fifty", "four"]),
+        ("100.", []),
+        ("Tom,", ["tom"]),
+        ("+", ["plus"]),
+        ("twenty-eight", ["twenty", "eight"]),
+        ("xylophone", []),
+        ("", []),
+    ],
+)
+def test_words_of_problems(text: str, own: list[str]) -> None:
+    assert in_problem_words(text) == own
+
+
+@pytest.mark.parametrize(
+    ("text", "own"),
+    [
+        ("Cappuccino,", ["cappuccino"]),
+        ("16-ounce", ["sixteen", "ounce"]),
+        ("8", ["eight"]),
+        ("oz", ["ounce"]),
+        ("9", []),
+        ("No,", ["no"]),
+        ("helicopter", []),
+    ],
+)
+def test_words_of_orders(text: str, own: list[str]) -> None:
+    assert in_order_words(text) == own
+
+
+def test_what_is_said_is_heard_as_it_is() -> None:
+    for number in range(20):
+        for word in SpokenMaths().problem(0, number).words:
+            assert in_problem_words(word.capitalize()) == [word]
+        for word in SpokenOrdersData().request(number).text.split():
+            assert in_order_words(f"{word},") == [word]
+
+
+def test_signs_are_words_only_where_they_are_named() -> None:
+    assert in_known_words("=", ["is"], lambda _: [], {"=": "is"}) == ["is"]
+    assert in_known_words("=", ["is"], lambda _: [], {}) == []
+
+
+def test_models_of_words_get_a_recogniser_with_their_chunks() -> None:
+    asked = []
+
+    def by_words(chunk_s: float, in_own_words: object) -> Ear:
+        asked.append((chunk_s, in_own_words))
+        return ChunkedWords(Recogniser(), chunk_s, as_it_is)
+
+    layout = Shanks(shanks.tiny()).layout
+    SpokenMathsData(chunk_s=3.0).ear(layout, by_words)
+    SpokenOrdersData(chunk_s=1.0).ear(layout, by_words)
+    assert asked == [(3.0, in_problem_words), (1.0, in_order_words)]
