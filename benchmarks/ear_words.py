@@ -14,7 +14,7 @@ from torch import Tensor
 
 from counterpoint.data.tasks.spoken_maths.hearing import Heard, spoken_by
 from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
-from counterpoint.runtime.heard_words import Passes, Waiting
+from counterpoint.runtime.heard_words import RecognisedPasses, Waiting
 from counterpoint.speech.partials import PARTIALS_HZ, PartialTranscriber, ScoredWord
 from counterpoint.speech.spoken_words import SpokenWord
 from counterpoint.speech.voices import Synthesizer, Voice
@@ -53,7 +53,7 @@ class Told(NamedTuple):
 
 def told_words(passes: Sequence[Pass], waiting: Waiting) -> list[Told]:
     """Return the words of a problem as they are told, by the rule of waiting."""
-    told = Passes(waiting)
+    told = RecognisedPasses(waiting)
     return [
         Told(word.text, one.at_s, word.probability, word.end_s)
         for number, one in enumerate(passes)

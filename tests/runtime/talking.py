@@ -19,7 +19,7 @@ class LevelCodec:
     """A frame is its mean in quarters of full scale, and sounds as that level."""
 
     name = "levels"
-    codebook_sizes = (LEVELS,)
+    codebook_sizes: tuple[int, ...] = (LEVELS,)
     sample_rate = 200
 
     def __init__(self, frame_samples: int = 8) -> None:

@@ -14,8 +14,8 @@ from counterpoint.data.tasks.spoken_maths.words import in_problem_words
 from counterpoint.data.tasks.spoken_orders.source import SpokenOrdersData
 from counterpoint.data.tasks.spoken_orders.words import in_order_words
 from counterpoint.errors import UserError
-from counterpoint.runtime.heard_words import ChunkedWords, Passes, Waiting
-from counterpoint.speech.ears import Ear, HeardChunk
+from counterpoint.runtime.heard_words import ChunkedWords, RecognisedPasses, Waiting
+from counterpoint.speech.ears import ChunkEar, HeardChunk
 from counterpoint.speech.partials import ScoredWord
 from counterpoint.systems import shanks
 from counterpoint.systems.shanks import Shanks
@@ -71,7 +71,7 @@ def _any_sample(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("length", [160, 31_999, 10**7])
 def test_every_word_is_told_once_and_the_last_of_a_chunk_waits(seconds: float, length: int) -> None:
     ear = ChunkedWords(Recogniser(), 2.0, as_it_is)
-    assert isinstance(ear, Ear)
+    assert isinstance(ear, ChunkEar)
     chunks = hear(ear, places(seconds), length)
     assert len(chunks) == max(math.ceil(seconds / 2 - 1e-9), 1)
     whole = int(seconds * 2 + 1e-9)
@@ -112,7 +112,7 @@ def scored(*words: tuple[str, float, float]) -> list[ScoredWord]:
 
 
 def test_word_that_changes_is_told_as_it_is_in_the_end() -> None:
-    passes = Passes(Waiting(last=1))
+    passes = RecognisedPasses(Waiting(last=1))
     first = passes.tell(scored(("has", 1.0, 0.9), ("twenty", 1.9, 0.9)), 2.0)
     assert [word.text for word in first] == ["has"]
     later = scored(("has", 1.1, 0.9), ("twenty", 1.8, 0.9), ("eight", 2.3, 0.9), ("and", 3.0, 0.9))
@@ -122,10 +122,10 @@ def test_word_that_changes_is_told_as_it_is_in_the_end() -> None:
 
 def test_unsure_words_wait_or_are_left_out() -> None:
     words = scored(("one", 0.5, 0.9), ("two", 1.0, 0.3), ("three", 1.5, 0.9))
-    waits = Passes(Waiting(last=0, unsure=0.5))
+    waits = RecognisedPasses(Waiting(last=0, unsure=0.5))
     assert [word.text for word in waits.tell(words, 2.0)] == ["one"]
     assert [word.text for word in waits.tell(words, 4.0)] == ["two", "three"]
-    leaves = Passes(Waiting(last=0, left_out=0.5))
+    leaves = RecognisedPasses(Waiting(last=0, left_out=0.5))
     assert [word.text for word in leaves.tell(words, 2.0)] == ["one", "three"]
 
 
@@ -177,7 +177,7 @@ def test_signs_are_words_only_where_they_are_named() -> None:
 def test_models_of_words_get_a_recogniser_with_their_chunks() -> None:
     asked = []
 
-    def by_words(chunk_s: float, in_own_words: object) -> Ear:
+    def by_words(chunk_s: float, in_own_words: object) -> ChunkEar:
         asked.append((chunk_s, in_own_words))
         return ChunkedWords(Recogniser(), chunk_s, as_it_is)
 

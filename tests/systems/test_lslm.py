@@ -158,6 +158,7 @@ def test_the_first_codebook_has_two_more_ids() -> None:
         (lslm.small, "late", 1_782_848),
         (lslm.small, "cross_attention", 1_850_824),
         (lslm.base, "middle", 3_302_880),
+        (lslm.mimi, "middle", 10_114_848),
         (lslm.paper, "middle", 153_358_592),
     ],
 )

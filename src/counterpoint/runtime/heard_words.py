@@ -41,7 +41,7 @@ class Waiting:
     left_out: float = 0.0
 
 
-class Passes:
+class RecognisedPasses:
     """Tells every word once, although each pass recognises most of them again.
 
     Args:
@@ -98,7 +98,7 @@ def _after(words: Sequence[ScoredWord], taken: Sequence[ScoredWord]) -> int:
 
 
 class ChunkedWords:
-    """Words of one recording, in chunks of equal length; an `Ear`.
+    """Words of one recording, in chunks of equal length; an `ChunkEar`.
 
     Args:
         recognise: Recognises words.
@@ -124,14 +124,14 @@ class ChunkedWords:
         self._recognise = recognise
         self._chunk_s = exact(chunk_s)
         self._in_own_words = in_own_words
-        self._passes = Passes(waiting)
+        self._passes = RecognisedPasses(waiting)
         self._sound = torch.zeros(0)  # from `_start` on
         self._start = 0
         self._num_samples = 0
         self._num_chunks = 0
 
     def push(self, samples: Float[Tensor, " N"]) -> list[HeardChunk]:
-        """Hear any number of samples; see `Ear.push`.
+        """Hear any number of samples; see `ChunkEar.push`.
 
         Raises:
             UserError: The samples are not valid (see `check_channel`). Then nothing was heard.
@@ -145,7 +145,7 @@ class ChunkedWords:
         return known
 
     def finish(self) -> HeardChunk:
-        """Recognise the sound to its end; see `Ear.finish`."""
+        """Recognise the sound to its end; see `ChunkEar.finish`."""
         return self._cut(self._num_samples, self._num_samples / EAR_HZ, last=True)
 
     def _next_s(self) -> float:

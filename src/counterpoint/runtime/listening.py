@@ -18,7 +18,7 @@ from counterpoint.runtime.cascade.lanes import TimedLane
 from counterpoint.runtime.clocked import AGENT, ClockConfig, ClockedDecoder, Part
 from counterpoint.runtime.clocks import SimulatedClock
 from counterpoint.runtime.thinker import SystemThinker, Vocabulary
-from counterpoint.speech.ears import Ear, WordEar
+from counterpoint.speech.ears import ChunkEar, WordEar
 from counterpoint.streams.rounds import Marks
 from counterpoint.streams.spec import Layout
 from counterpoint.streams.timeline import Timeline
@@ -54,7 +54,7 @@ class ClockedData(Protocol):
 class ThoughtData(ClockedData, Protocol):
     """The same, and how a model of theirs hears a recording."""
 
-    def ear(self, layout: Layout, by_words: WordEar) -> Ear:
+    def ear(self, layout: Layout, by_words: WordEar) -> ChunkEar:
         """Return what a model with a layout hears of a recording, as in training.
 
         Args:
@@ -93,7 +93,7 @@ def clock_of(data: ClockedData, threshold: float | None = None) -> ClockConfig:
 def listen_to(
     system: System,
     data: ThoughtData,
-    ear: Ear,
+    ear: ChunkEar,
     pieces: Iterable[Float[Tensor, " _N"]],
     threshold: float | None = None,
 ) -> Timeline:
@@ -131,7 +131,7 @@ def with_answer_words(timeline: Timeline) -> Timeline:
     return replace(timeline, events=(*timeline.events, *said))
 
 
-def _parts(ear: Ear, pieces: Iterable[Float[Tensor, " _N"]]) -> Iterator[Part]:
+def _parts(ear: ChunkEar, pieces: Iterable[Float[Tensor, " _N"]]) -> Iterator[Part]:
     for piece in pieces:
         for chunk in ear.push(piece):
             yield Part(chunk.content, chunk.start_s, chunk.end_s, chunk.text)

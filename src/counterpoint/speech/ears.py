@@ -24,7 +24,7 @@ class HeardChunk(NamedTuple):
 
 
 @runtime_checkable
-class Ear(Protocol):
+class ChunkEar(Protocol):
     """Hears one recording, which comes in pieces of any length."""
 
     @property
@@ -45,5 +45,5 @@ class Ear(Protocol):
 InOwnWords = Callable[[str], Sequence[str]]
 """Returns a recognised word in words that a model knows; none if it is like none of them."""
 
-WordEar = Callable[[float, InOwnWords], Ear]
+WordEar = Callable[[float, InOwnWords], ChunkEar]
 """Returns an ear that recognises words, for the seconds of a chunk and the words of a model."""

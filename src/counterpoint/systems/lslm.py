@@ -145,6 +145,23 @@ def base(fusion: Fusion = "middle") -> LSLMConfig:
     )
 
 
+def mimi(fusion: Fusion = "middle") -> LSLMConfig:
+    """Return a model of 10M parameters on eight codebooks of Mimi, whose frames last 80 ms.
+
+    Data for it name the file of Mimi's weights (``--data.codec``). Nothing was trained with it.
+    """
+    return LSLMConfig(
+        tower=TowerConfig(width=192, num_layers=4, num_heads=3, mlp_hidden=512, window=128),
+        listener=ListenerConfig(heard_width=320, width=96, mlp_hidden=192),
+        fusion=fusion,
+        codebook_sizes=(2048,) * 8,
+        depth=DepthConfig(width=96, num_layers=2, num_heads=2, mlp_hidden=256),
+        text_vocab_size=512,
+        hearing_window=13,
+        tick_hz=12.5,
+    )
+
+
 def paper(fusion: Fusion = "middle") -> LSLMConfig:
     """Return the published shape: 12 layers, 12 heads, width 768, one codebook at 100 Hz.
 

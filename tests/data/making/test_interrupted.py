@@ -31,6 +31,7 @@ from counterpoint.streams.spec import UNSET_ID
 from counterpoint.systems import lslm, sketch
 from counterpoint.train.run import Run
 from tests.data.speech.tones import Tones
+from tests.runtime.talking import LevelCodec
 
 VOICES = (Voice(), Voice(formant=1.45))
 SPEAKER = Synthesizer(engines={"piper": Tones})
@@ -360,3 +361,49 @@ def test_the_recipe_survives_json() -> None:
     run = lslm_small()
     assert isinstance(run, Run)
     assert decode(Run, json.loads(json.dumps(encode(run)))) == run
+
+
+class EightCodebooks(LevelCodec):
+    """A codec with the rates and codebooks of Mimi, whose ids are the level of a frame."""
+
+    name = "eight codebooks"
+    codebook_sizes = (2048,) * 8
+    sample_rate = 24_000
+
+    def __init__(self) -> None:
+        super().__init__(1920)
+
+    def encode(self, audio: torch.Tensor) -> torch.Tensor:
+        whole = torch.nn.functional.pad(audio, (0, -audio.shape[1] % 1920))
+        loudness = whole.unflatten(1, (-1, 1920)).square().mean(-1).sqrt()
+        return (loudness * 2047).long().clamp(0, 2047)[..., None].repeat(1, 1, 8)
+
+
+def test_speech_of_frames_as_long_as_those_of_mimi(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The preset, the features and the cut half a second after the onset, at 12.5 frames a second.
+
+    Published weights were not at hand.
+    """
+    asked = []
+
+    def opened(name: str, num_codebooks: int) -> EightCodebooks:
+        asked.append((name, num_codebooks))
+        return EightCodebooks()
+
+    monkeypatch.setattr("counterpoint.data.making.interrupted.open_codec", opened)
+    model = sketch(lslm.mimi())
+    source = data(codec="mimi.safetensors", cache_folder=str(tmp_path))
+    prepared = PreparedUtterances(source, model, Progress(quiet=True), SPEAKER)
+    assert asked == [("mimi.safetensors", 8)]
+    item = prepared.items("train").utterance(3)
+    word = Placed(0.31, torch.full((RATE,), 0.1))
+    batch = prepared.batch([prepared.content(item, quiet(interruption=word))])
+    assert batch.ticks["heard"].shape[-1] == 320
+    assert batch.ticks["acoustic"].shape[-1] == 7
+    frames = math.ceil(0.81 * 12.5)
+    assert said(batch) == [*item.codes[:frames, 0].tolist(), 2049]
+    first = int((batch.targets["semantic"][0, :, 0] != UNSET_ID).nonzero()[0])
+    heard = batch.ticks["heard"][0, first + 1 :].any(-1)
+    assert int(heard.nonzero()[0]) == math.floor(0.31 * 12.5)

@@ -14,7 +14,7 @@ from counterpoint.data.tasks.tool_world import ORDER
 from counterpoint.evaluate.duplex.item_scores import item_scores
 from counterpoint.evaluate.duplex.spoken_orders import (
     SCORES,
-    Maker,
+    OrderMaker,
     Served,
     Till,
     order_floors,
@@ -33,7 +33,7 @@ DATA = SpokenOrdersData(num_held_out=6)
 NUMBERS = range(40)
 
 
-class Deaf(Maker):
+class Deaf(OrderMaker):
     """The maker, but everything that it would call or say is about another drink."""
 
     def propose(self) -> Proposal:

@@ -71,7 +71,7 @@ class Served(NamedTuple):
     timeline: Timeline
 
 
-class Maker:
+class OrderMaker:
     """Thinks and answers what the program writes that makes the data; a `Thinker`.
 
     Args:
@@ -211,7 +211,7 @@ def _parts(request: ToolRequest, data: SpokenOrdersData, number: int) -> Iterato
 def serve_by_maker(data: SpokenOrdersData, number: int, till: Till | None = None) -> Served:
     """Let the program that writes the thoughts of an order hear it: what is possible in time."""
     request = data.request(number, held_out=True)
-    maker = Maker(request, data, data.pace(number, held_out=True).words_per_s)
+    maker = OrderMaker(request, data, data.pace(number, held_out=True).words_per_s)
     return serve_by(maker, data, number, till)
 
 

@@ -58,7 +58,7 @@ from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
 from counterpoint.literals import literals_checked
 from counterpoint.progress import Progress
-from counterpoint.speech.ears import Ear, WordEar
+from counterpoint.speech.ears import ChunkEar, WordEar
 from counterpoint.speech.mels import ChunkedMels
 from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch, join_batches
@@ -155,7 +155,7 @@ class SpokenMathsData:
         """Largest number of words of an answer; the longest right one has 14."""
         return 30
 
-    def ear(self, layout: Layout, by_words: WordEar) -> Ear:
+    def ear(self, layout: Layout, by_words: WordEar) -> ChunkEar:
         """Return what a model hears of a recording, in chunks as in training.
 
         Args:

@@ -39,7 +39,7 @@ from counterpoint.data.tasks.tool_world import OrderWorld
 from counterpoint.data.tools import Tool
 from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
-from counterpoint.speech.ears import Ear, WordEar
+from counterpoint.speech.ears import ChunkEar, WordEar
 from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch
 from counterpoint.streams.rounds import Marks, lay_out_rounds
@@ -49,7 +49,7 @@ _LATEST = 2  # chunks by which a response is late at most
 _NEXT = 10**9  # from an order to the one that takes its place if its text is of the other side
 
 
-class Pace(NamedTuple):
+class OrderPace(NamedTuple):
     """How fast an order goes.
 
     Attributes:
@@ -112,7 +112,7 @@ class SpokenOrdersData:
         """Largest number of tokens of an answer; the longest right one has 10."""
         return 20
 
-    def ear(self, layout: Layout, by_words: WordEar) -> Ear:
+    def ear(self, layout: Layout, by_words: WordEar) -> ChunkEar:
         """Return what a model hears of a recording; for the arguments see `ThoughtData.ear`."""
         return by_words(self.chunk_s, in_order_words)
 
@@ -160,11 +160,11 @@ class SpokenOrdersData:
         pace = self.pace(number, held_out=held_out)
         return order_rounds(request, pace.words_per_s, self.chunk_s, self.marks, pace.late)
 
-    def pace(self, number: int, *, held_out: bool = False) -> Pace:
+    def pace(self, number: int, *, held_out: bool = False) -> OrderPace:
         """Return how fast an order is spoken, and how late the response to its call comes."""
         rng = Random(f"pace {self._seed(held_out=held_out)} {number}")
         rate = self.words_per_s * rng.uniform(1 - self.pace_spread, 1 + self.pace_spread)
-        return Pace(rate, rng.randint(1, _LATEST) if rng.random() < self.late else 0)
+        return OrderPace(rate, rng.randint(1, _LATEST) if rng.random() < self.late else 0)
 
     def _seed(self, *, held_out: bool) -> int:
         return self.seed + (HELD_OUT_SEED if held_out else 0)
