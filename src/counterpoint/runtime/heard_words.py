@@ -98,7 +98,7 @@ def _after(words: Sequence[ScoredWord], taken: Sequence[ScoredWord]) -> int:
 
 
 class ChunkedWords:
-    """Words of one recording, in chunks of equal length; an `ChunkEar`.
+    """Words of one recording, in chunks of equal length; a `ChunkEar`.
 
     Args:
         recognise: Recognises words.

@@ -101,7 +101,7 @@ class LogMels:
 
 
 class ChunkedMels:
-    """Frames of one recording, which comes piece by piece, in chunks of equal length; an `ChunkEar`.
+    """Frames of one recording, which comes piece by piece, in equal chunks; a `ChunkEar`.
 
     A frame belongs to the chunk in which it ends. A chunk is given out when a sample after it has
     come: only then is it known not to be the last, which ends with the recording and may be shorter
