@@ -99,12 +99,17 @@ def kind_of(record: Record, kind: str = PRIMARY) -> Record:
 
 def table(records: Sequence[Record], task: str) -> Iterator[str]:
     """Yield the lines of a Markdown table, one arm a line, with the collapse probes."""
-    yield "| blocks | whole % | by seed | swap-delta, bits | obeyed % | null key % | rank | FLOPs |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield (
+        "| blocks | whole % | by seed | swap-delta, bits | obeyed % | null key % | rank | FLOPs | "
+        "state of a session today, kB |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|"
     own = [one for one in records if one["task"] == task and one["answers"]]
-    plainest = next(one for one in records if one["arm"] == "fixed 8 mean")["flops_per_tick"]
-    order = {arm.name: number for number, arm in enumerate(compression_arms())}
-    for name in sorted({one["arm"] for one in own}, key=order.__getitem__):
+    arms = {arm.name: arm for arm in compression_arms()}
+    plain = sketch(compression_system(arms["fixed 8 mean"]))
+    plainest = plain.flops_per_tick(ROW_TICKS, training=True)
+    order = [*arms]
+    for name in sorted({one["arm"] for one in own}, key=order.index):
         cells = sorted((one for one in own if one["arm"] == name), key=lambda one: one["seed"])
         whole = [kind_of(one) for one in cells]
         right = [100 * one["right"] for one in whole]
@@ -112,10 +117,11 @@ def table(records: Sequence[Record], task: str) -> Iterator[str]:
         obeyed = np.mean([100 * one["obeyed"] for one in whole])
         null = np.mean([100 * one["null_share"] for one in cells])
         rank = np.mean([one["effective_rank"] for one in cells])
+        state = state_bytes(sketch(compression_system(arms[name])).initial_state(1))
         yield (
             f"| {name} | {interval(right)} | {', '.join(f'{one:.0f}' for one in right)} | "
             f"{interval(delta)} | {obeyed:.0f} | {null:.0f} | {rank:.1f} | "
-            f"{cells[0]['flops_per_tick'] / plainest:.2f} |"
+            f"{cells[0]['flops_per_tick'] / plainest:.2f} | {state / 1000:.0f} |"
         )
 
 
