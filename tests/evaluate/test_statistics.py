@@ -4,11 +4,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from counterpoint.errors import UserError
 from counterpoint.evaluate.statistics import (
     bootstrap_difference,
     bootstrap_mean,
     bootstrap_ratio,
     holm,
+    seed_difference,
     student_quantile,
     student_tails,
 )
@@ -159,3 +161,21 @@ def test_one_seed_is_tested_over_items_only() -> None:
     right = (np.random.default_rng(7).random((2, 1, 400)) < [[[0.7]], [[0.4]]]).astype(float)
     _, p_value = bootstrap_difference((right[0], ones), (right[1], ones))
     assert p_value < 1e-6
+
+
+def test_difference_over_seeds_is_the_paired_t_test() -> None:
+    """Worked by hand: differences 1, 2 and 3, so a standard error of 1 / sqrt(3), and t = 3.46."""
+    ours, theirs = np.array([4.0, 7.0, 5.0]), np.array([3.0, 5.0, 2.0])
+    interval, p_value = seed_difference(ours, theirs)
+    assert interval.value == pytest.approx(2.0)
+    assert interval.high - 2.0 == pytest.approx(4.302653 / math.sqrt(3), abs=1e-4)
+    assert interval.low == pytest.approx(4.0 - interval.high)
+    assert p_value == pytest.approx(0.0742, abs=1e-4)
+    unpaired = np.array([5.0, 2.0, 3.0])  # the same scores in another order
+    assert seed_difference(ours, unpaired)[1] > p_value
+    same = seed_difference(ours, ours)
+    assert (same[0].value, same[1]) == (0.0, 1.0)
+    assert seed_difference(ours, ours - 1.0)[1] == 0.0
+    assert math.isnan(seed_difference(ours[:1], theirs[:1])[1])
+    with pytest.raises(UserError, match="must be of the same seeds: got 3 and 2"):
+        seed_difference(ours, theirs[:2])

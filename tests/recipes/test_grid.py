@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from counterpoint.blocks.ramp import RampConfig
@@ -17,6 +18,7 @@ from counterpoint.data.tasks.part_whole import FORMS
 from counterpoint.data.tasks.part_whole.rhm import RandomHierarchy
 from counterpoint.errors import UserError
 from counterpoint.evaluate.report.grid_rows import grid_rows
+from counterpoint.evaluate.statistics import seed_difference
 from counterpoint.evaluate.tasks import respond
 from counterpoint.files import read_json, write_json
 from counterpoint.progress import Progress
@@ -252,6 +254,26 @@ def test_an_arm_that_diverges_does_not_end_the_study(tmp_path: Path) -> None:
     assert rows["b"].diverged == ()
     assert rows["bad"].diverged == (0, 3)
     assert rows["bad"].score.high == 0
+
+
+def test_rows_also_pair_the_seeds_that_both_arms_have() -> None:
+    """Seed 9 has no partner; the scores of the others differ by 0.2, 0.3 and 0.4."""
+
+    def record(arm: str, seed: int, score: float) -> dict[str, Any]:
+        rights = [1.0] * round(10 * score) + [0.0] * (10 - round(10 * score))
+        cell = {"task": "t", "arm": arm, "seed": seed, "score": score, "learning_rate": 1.0}
+        return cell | {"numerators": rights, "denominators": [1.0] * 10}
+
+    ours = [record("a", seed, score) for seed, score in ((0, 0.6), (1, 0.9), (2, 0.8))]
+    theirs = [record("b", seed, score) for seed, score in ((2, 0.4), (0, 0.4), (1, 0.6), (9, 0.0))]
+    alone = [record("c", 9, 0.1)]
+    rows = {row.arm: row for row in grid_rows(ours + theirs + alone, "a")}
+    interval, p_value = seed_difference(np.array([0.6, 0.9, 0.8]), np.array([0.4, 0.6, 0.4]))
+    assert rows["b"].paired == interval
+    assert rows["b"].paired_p_value == p_value  # the only pair, so nothing is corrected
+    assert (rows["a"].paired, rows["c"].paired, rows["c"].paired_p_value) == (None,) * 3
+    unjudged = {row.arm: row for row in grid_rows(ours + theirs, "a", is_judged=False)}
+    assert (unjudged["b"].p_value, unjudged["b"].paired_p_value) == (None, None)
 
 
 @pytest.mark.parametrize(

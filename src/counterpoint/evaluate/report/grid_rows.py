@@ -16,6 +16,7 @@ from counterpoint.evaluate.statistics import (
     bootstrap_mean,
     bootstrap_ratio,
     holm,
+    seed_difference,
 )
 
 SOLVED = 0.9
@@ -62,6 +63,9 @@ class GridRow:
         difference: Score of the arm that is compared with all others, minus this score; ``None``
             for that arm itself and for policies.
         p_value: P-value of no difference, corrected for all rows.
+        paired: The difference over the seeds that both have, each beside itself, for these items;
+            ``None`` if they are not two.
+        paired_p_value: P-value of it, corrected for all rows.
         above_floors: Whether the interval lies above those of all policies that see only a part.
     """
 
@@ -73,6 +77,8 @@ class GridRow:
     learning_rate: float | None = None
     difference: Interval | None = None
     p_value: float | None = None
+    paired: Interval | None = None
+    paired_p_value: float | None = None
     above_floors: bool | None = None
 
     @property
@@ -116,11 +122,21 @@ def grid_rows(
         for arm in [arm for other, arm in cells if other == task]:
             row = _arm_row(cells, task, arm, subject)
             above = None if floor is None else row.score.low > floor
-            p_value = row.p_value if is_judged else None
-            rows.append(replace(row, above_floors=above, p_value=p_value))
+            row = replace(row, above_floors=above)
+            rows.append(row if is_judged else replace(row, p_value=None, paired_p_value=None))
         rows += policies
-    corrected = iter(holm([row.p_value for row in rows if row.p_value is not None]))
-    return [row if row.p_value is None else replace(row, p_value=next(corrected)) for row in rows]
+    p_values = _corrected([row.p_value for row in rows])
+    paired = _corrected([row.paired_p_value for row in rows])
+    return [
+        replace(row, p_value=one, paired_p_value=other)
+        for row, one, other in zip(rows, p_values, paired, strict=True)
+    ]
+
+
+def _corrected(p_values: Sequence[float | None]) -> list[float | None]:
+    """Return p-values that are corrected for all of them; ``None`` stays."""
+    found = iter(holm([value for value in p_values if value is not None]))
+    return [None if value is None else next(found) for value in p_values]
 
 
 def policy_rows(name: str, asked: AskedTask) -> list[GridRow]:
@@ -179,11 +195,12 @@ def _arm_row(
 ) -> GridRow:
     """Return a row whose p-value is not corrected yet."""
     own = cells[task, arm]
-    difference = None
-    p_value = None
+    difference = paired = None
+    p_value = paired_p_value = None
     if arm != subject and (task, subject) in cells:
-        pair = (counts_of(cells[task, subject]), counts_of(own))
-        difference, p_value = bootstrap_difference(*pair, _RESAMPLES)
+        first = cells[task, subject]
+        difference, p_value = bootstrap_difference(counts_of(first), counts_of(own), _RESAMPLES)
+        paired, paired_p_value = _by_pairs(first, own)
     return GridRow(
         task=task,
         arm=arm,
@@ -193,7 +210,21 @@ def _arm_row(
         learning_rate=own[0]["learning_rate"],
         difference=difference,
         p_value=p_value,
+        paired=paired,
+        paired_p_value=paired_p_value,
     )
+
+
+def _by_pairs(
+    ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]
+) -> tuple[Interval, float] | tuple[None, None]:
+    """Return the difference over the seeds that both have; ``None`` if they are not two."""
+    scores, others = ({one["seed"]: one["score"] for one in own} for own in (ours, theirs))
+    shared = sorted(scores.keys() & others.keys())
+    if len(shared) < 2:
+        return None, None
+    pair = (np.array([own[seed] for seed in shared], float) for own in (scores, others))
+    return seed_difference(*pair)
 
 
 def _has_diverged(record: Mapping[str, Any]) -> bool:

@@ -101,6 +101,7 @@ def task_table(found: GridFindings, task: str) -> TextTable:
     """Return the rows of a task: arms, then policies."""
     heads = (
         *("arm", "score %", f"{found.about.subject} minus this arm", "p (Holm)"),
+        *("the same, paired by seed", "p (Holm)"),
         *(
             "seeds that solve the task",
             "above policies that see a part",
@@ -150,8 +151,9 @@ def about_task(found: GridFindings, task: str) -> str:
         f"Primary score: {read.primary}, in %, on {found.num_items[task]:,} items that no "
         f"run has learned from; brackets: 95 % over seeds and items. A seed solves the task if its "
         f"score is at least {100 * SOLVED:.0f} %. Rows without a learning rate are policies that "
-        "learn nothing; the oracle reads the whole text, the others a part of it or nothing."
-        + (f" The digest of its data begins with {digest}." if digest else "")
+        "learn nothing; the oracle reads the whole text, the others a part of it or nothing. "
+        "Differences and verdicts are Welch's over seeds and items; those paired by seed hold for "
+        "these items alone." + (f" The digest of its data begins with {digest}." if digest else "")
     )
 
 
@@ -202,12 +204,14 @@ def percent(interval: Interval | None, form: str = "{:.1f}") -> str:
 
 def _task_cells(row: GridRow) -> tuple[str, ...]:
     if row.is_policy:
-        return (row.arm, percent(row.score), "", "", "", "", "", "")
+        return (row.arm, percent(row.score), *[""] * 8)
     return (
         row.arm,
         percent(row.score),
         "" if row.difference is None else percent(row.difference, "{:+.1f}"),
-        "" if row.p_value is None else _spell_p(row.p_value),
+        _spell_p(row.p_value),
+        "" if row.paired is None else percent(row.paired, "{:+.1f}"),
+        _spell_p(row.paired_p_value),
         f"{row.solved:.0%}",
         {True: "yes", False: "no", None: ""}[row.above_floors],
         ", ".join(f"{100 * score:.0f}" for score in row.by_seed)
@@ -216,7 +220,9 @@ def _task_cells(row: GridRow) -> tuple[str, ...]:
     )
 
 
-def _spell_p(value: float) -> str:
+def _spell_p(value: float | None) -> str:
+    if value is None:
+        return ""
     return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
