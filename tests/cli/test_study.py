@@ -54,6 +54,30 @@ def test_a_grid_is_run_and_its_tables_are_written(
     assert json.loads(capsys.readouterr().out)[0]["arm"] == "a"
 
 
+def test_some_arms_of_a_grid_are_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the order in which they are named: the first is compared with the others."""
+
+    def work(work: Any, items: Any, num_processes: int) -> Any:
+        yield from map(work, items)
+
+    for place in (module, grid_report):
+        monkeypatch.setattr(place, "work_in_processes", work)
+    system = "GridArm(name='a', system=SingleStreamConfig(tower=tower))"
+    three = ", ".join(system.replace("'a'", f"'{name}'") for name in "abc")
+    line = '(GridArm(name="a", system=SingleStreamConfig(tower=tower)),)'
+    (tmp_path / "grid.py").write_text(RECIPE.replace(line, f"({three})"))
+    words = ["study", f"{tmp_path}/grid.py:small", "--folder", f"{tmp_path}/out", "--quiet"]
+    assert main([*words, "--json", "--arms", "c", "a"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["arm"] for row in rows if row["by_seed"]] == ["c", "a"]
+    assert main([*words, "--arms", "d"]) == 2
+    assert "`arms` must be some of a, b, c: got d." in capsys.readouterr().err
+    assert main(words) == 2  # other arms in the same folder
+    assert "Name another folder" in capsys.readouterr().err
+
+
 def test_an_arm_whose_ticks_cannot_be_timed_does_not_cost_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,7 +24,7 @@ HELP = """Run the grid {name} cell by cell and write its report; a stopped one i
 Example: counterpoint study {name} --minutes 5 --workers 2
 """
 MAIN = (
-    *("workers", "ray", "tasks", "data", "learning-rates"),
+    *("workers", "ray", "arms", "tasks", "data", "learning-rates"),
     *("train.num-steps", "train.batch-rows", "train.precision"),
 )
 """Options that the short help shows."""
@@ -44,10 +44,12 @@ class GridOptions(StudyOptions):
             recipe if there is one, then fewer seeds, then fewer steps. It is kept in the folder.
         workers: Number of processes, each with one cell at a time; by default one, or on Ray one
             for each core.
+        arms: Names of the arms that are run, by default all; the first is compared with the others.
         ray: Address of a Ray cluster that runs the cells, such as auto; local starts one.
     """
 
     workers: int | None = None
+    arms: tuple[str, ...] = ()
     ray: str | None = None
 
 
@@ -63,6 +65,8 @@ def run(grid: Grid, options: GridOptions, folder: Path, command: str) -> list[di
     device = str(pick_device(options.device))
     progress = options.progress()
     workers = Workers(count=options.workers, ray=options.ray, device=device)
+    if options.arms:
+        grid = grid.only(options.arms)
     if grid.data:  # processes and the report may stand in another folder
         grid = replace(grid, data=str(Path(grid.data).resolve()))
     grid, left_out = run_fitted(grid, options.minutes, folder, workers, progress)

@@ -1,6 +1,7 @@
 """A grid: arms × tasks × learning rates × seeds under one budget."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from counterpoint.data.tasks.items import AnyTask
 from counterpoint.data.tasks.named import learned_data, named_task, task_names
@@ -125,6 +126,19 @@ class Grid:
             raise UserError("A grid must have at least one seed and one learning rate.")
         if len(self.learning_rates) > 1 and not self.tuning_seeds:
             raise UserError("Several learning rates need `tuning_seeds` to be chosen on.")
+
+    def only(self, arms: Sequence[str]) -> "Grid":
+        """Return the grid with some of its arms, in the order in which they are named.
+
+        Budgets and scores are compared with the first of them.
+
+        Raises:
+            UserError: There is no such arm.
+        """
+        known = {arm.name: arm for arm in self.arms}
+        if not set(arms) <= known.keys():
+            raise UserError(f"`arms` must be some of {', '.join(known)}: got {', '.join(arms)}.")
+        return replace(self, arms=tuple(known[name] for name in arms))
 
     def task(self, name: str) -> AnyTask:
         """Return one of its tasks; see `counterpoint.data.tasks.named.named_task`."""
