@@ -9,15 +9,15 @@ same recipe with `--data.chunk-s 60`.
 """
 
 import argparse
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from record import finish
+from record import finish, resumed
 from torch import Tensor
 
 from counterpoint.data.tasks.spoken_orders.source import SpokenOrdersData
@@ -59,18 +59,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     arms = {"while listening": options.listening, "after listening": options.after}
+    data = SpokenOrdersData()
+    sounds = spoken(data, range(100, 100 + options.by_ear)) if options.by_ear else []
+    kept = options.out.with_suffix(".rows.json")
     found: dict[str, Any] = {}
-    for arm, folders in arms.items():
-        for counter, till in COUNTERS.items():
-            rows = [heard(folder, till, options.orders, f"{arm}, {counter}") for folder in folders]
+    for counter in (*COUNTERS, *(["by ear"] if sounds else [])):
+        for arm, folders in arms.items():
+            work = partial(heard, counter=counter, number=options.orders, sounds=sounds)
+            rows = resumed(work, {f"{one.name}, {counter}": one for one in folders}, kept)
             if rows:
                 found[f"{arm}, {counter}"] = {name: [row[name] for row in rows] for name in rows[0]}
-    data = SpokenOrdersData()
-    if options.by_ear:
-        sounds = spoken(data, range(100, 100 + options.by_ear))
-        for arm, folders in arms.items():
-            rows = [by_ear(folder, sounds) for folder in folders]
-            found[f"{arm}, by ear"] = {name: [row[name] for row in rows] for name in rows[0]}
     summary = {name: summarised(rows) for name, rows in found.items()}
     for counter in (*COUNTERS, "by ear"):
         ours, theirs = (found.get(f"{arm}, {counter}") for arm in arms)
@@ -83,7 +81,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     result = {"summary": summary, "maker": makers, "floors": order_floors(data, numbers)}
     finish(QUESTION, {**result, "orders": found}, str(options.out))
-    print(json.dumps(result, indent=1))
 
 
 def opened(folder: Path) -> tuple[System, SpokenOrdersData]:
@@ -108,25 +105,31 @@ def spoken(data: SpokenOrdersData, numbers: Sequence[int]) -> list[Sound]:
     return found
 
 
-def by_ear(folder: Path, sounds: Sequence[Sound]) -> dict[str, list[float]]:
-    """Return what came of orders that a recogniser hears for the model, as numbers."""
+def heard(
+    folder: Path, counter: str, number: int, sounds: Sequence[Sound]
+) -> dict[str, list[float]]:
+    """Return what came of every order at a counter, or by ear, as numbers."""
     system, data = opened(folder)
+    title = f"{folder.name}, {counter}"
+    if counter == "by ear":
+        served = by_ear(system, data, Progress().over(title, sounds, len(sounds)))
+    else:
+        places = Progress().over(title, range(number), number)
+        served = [serve(system, data, place, COUNTERS[counter]) for place in places]
+    return counted(served)
+
+
+def by_ear(system: System, data: SpokenOrdersData, sounds: Iterable[Sound]) -> list[Served]:
+    """Return what comes of orders that a recogniser hears for a model."""
     recognise = PartialTranscriber()
     served = []
-    for request, audio in Progress().over(f"by ear, {folder.name}", sounds, len(sounds)):
+    for request, audio in sounds:
         ear = ChunkedWords(recognise, data.chunk_s, in_order_words)
         chunks = [*ear.push(audio), ear.finish()]
         parts = [Part(one.content, one.start_s, one.end_s, one.text) for one in chunks]
         thinker = SystemThinker(system, data.words, data.marks)
         served.append(serve_parts(thinker, data, request, parts))
-    return counted(served)
-
-
-def heard(folder: Path, till: Till, number: int, title: str) -> dict[str, list[float]]:
-    """Return what came of every order, as numbers."""
-    system, data = opened(folder)
-    places = Progress().over(f"{title}, {folder.name}", range(number), number)
-    return counted([serve(system, data, place, till) for place in places])
+    return served
 
 
 def counted(served: Sequence[Served]) -> dict[str, list[float]]:
