@@ -7,12 +7,14 @@ import torch
 
 from counterpoint.data.making.interrupted import InterruptedSpeech
 from counterpoint.data.speech.user_words import read_user_words
+from counterpoint.data.tasks.spoken_orders.source import SpokenOrdersData
 from counterpoint.errors import UserError
+from counterpoint.evaluate.duplex.spoken_orders import order_scores, serve
 from counterpoint.evaluate.duplex.spoken_text import THRESHOLD, prepare_speaker, speak_text
 from counterpoint.evaluate.report.conversation_lines import transcript_lines
 from counterpoint.progress import Progress
 from counterpoint.runtime.load import load
-from counterpoint.runtime.shipped import FOLDER, READS, TALKS, find_shipped
+from counterpoint.runtime.shipped import CALLS, FOLDER, READS, TALKS, find_shipped
 from counterpoint.runtime.talk import talk
 from counterpoint.speech.audio import read_audio
 
@@ -73,3 +75,15 @@ def test_shipped_reader_ends_by_itself_in_silence_and_stops_for_its_keyword(
     assert ends["silence"][0] == "finished"
     assert 2.2 < ends["silence"][1] < 3.2
     assert ends["keyword"] == ("interrupted", 1.8)  # the word begins at 1.3 s
+
+
+def test_shipped_caller_makes_held_out_orders_before_they_are_over() -> None:
+    loaded = load(CALLS)
+    data = loaded.trained_by.data
+    assert isinstance(data, SpokenOrdersData)
+    served = [serve(loaded.system, data, number) for number in range(6)]
+    assert any(one.request.stale for one in served)
+    scores = order_scores(served)
+    assert scores["right"].value == scores["said"].value == 1.0
+    assert scores["stale"].value == 0.0
+    assert scores["early"].value >= 0.5

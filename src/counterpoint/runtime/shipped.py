@@ -15,6 +15,9 @@ TALKS = Path("duplex_small")
 READS = Path("lslm_alexa")
 """The model that says a given text and stops when it is interrupted."""
 
+CALLS = Path("shanks_orders")
+"""The model that hears an order and calls a tool while somebody still speaks."""
+
 WRITES = Path("two_stream_bible")
 """The text model."""
 
