@@ -24,8 +24,8 @@ from counterpoint.data.tasks.spoken_orders.source import SpokenOrdersData
 from counterpoint.data.tasks.spoken_orders.words import in_order_words
 from counterpoint.data.tasks.spoken_tools import ToolRequest, score_requests
 from counterpoint.evaluate.duplex.spoken_orders import (
+    OrderCounter,
     Served,
-    Till,
     order_floors,
     order_scores,
     serve,
@@ -44,7 +44,11 @@ from counterpoint.speech.voices import Synthesizer, Voice
 from counterpoint.systems.contract import System
 
 QUESTION = "Does a trained SHANKS have its tool called before a spoken order is over?"
-COUNTERS = {"at once": Till(), "2 s": Till(call_s=2.0), "fails once": Till(failures=1)}
+COUNTERS = {
+    "at once": OrderCounter(),
+    "2 s": OrderCounter(call_s=2.0),
+    "fails once": OrderCounter(failures=1),
+}
 SHARES = {"right": "success", "early": "early", "stale": "stale", "said": "said"}
 
 
@@ -66,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for counter in (*COUNTERS, *(["by ear"] if sounds else [])):
         for arm, folders in arms.items():
             work = partial(heard, counter=counter, number=options.orders, sounds=sounds)
-            rows = resumed(work, {f"{one.name}, {counter}": one for one in folders}, kept)
+            number = len(sounds) if counter == "by ear" else options.orders
+            items = {f"{one}, {counter}, {number} orders": one for one in folders}
+            rows = resumed(work, items, kept)
             if rows:
                 found[f"{arm}, {counter}"] = {name: [row[name] for row in rows] for name in rows[0]}
     summary = {name: summarised(rows) for name, rows in found.items()}
@@ -76,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             summary[f"right, while less after listening, {counter}"] = difference(ours, theirs)
     numbers = range(options.orders)
     makers = {
-        counter: plain(order_scores([serve_by_maker(data, number, till) for number in numbers]))
-        for counter, till in COUNTERS.items()
+        counter: plain(order_scores([serve_by_maker(data, number, own) for number in numbers]))
+        for counter, own in COUNTERS.items()
     }
     result = {"summary": summary, "maker": makers, "floors": order_floors(data, numbers)}
     finish(QUESTION, {**result, "orders": found}, str(options.out))
@@ -88,7 +94,15 @@ def opened(folder: Path) -> tuple[System, SpokenOrdersData]:
     loaded = load(folder)
     if loaded.run is None or not isinstance(loaded.run.data, SpokenOrdersData):
         raise SystemExit(f"{folder} must be a run on spoken orders.")
-    return loaded.system, loaded.run.data
+    data = loaded.run.data
+    usual = SpokenOrdersData()
+    if (data.seed, data.words_per_s, data.pace_spread) != (
+        usual.seed,
+        usual.words_per_s,
+        usual.pace_spread,
+    ):
+        raise SystemExit(f"{folder} must have the orders and the pace of the recipe.")
+    return loaded.system, data
 
 
 Sound = tuple[ToolRequest, Tensor]
@@ -138,10 +152,10 @@ def counted(served: Sequence[Served]) -> dict[str, list[float]]:
     alone = [order_scores([one]) for one in served]
     return {
         "success": [one["success"] for one in each],
-        "early": [one["early"] for one in each],
+        "early": [one["early"].value for one in alone],
         "stale": [one["stale"] for one in each],
         "said": [one["said"].value for one in alone],
-        "lead_s": [max(one["lead_s"].value, -1e9) for one in alone],
+        "lead_s": [one["lead_s"].value if one["right"].value else -1e9 for one in alone],
         "corrected": [float(bool(one.request.stale)) for one in served],
     }
 

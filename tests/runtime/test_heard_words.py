@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -79,9 +80,59 @@ def test_every_word_is_told_once_and_the_last_of_a_chunk_waits(seconds: float, l
     assert told == SAID[:whole] + ["word"] * (seconds * 2 > whole)
     for number, chunk in enumerate(chunks[:-1]):
         assert chunk.text.split() == SAID[max(4 * number - 1, 0) : 4 * number + 3]
-        assert chunk.content == f" {chunk.text}"
+        assert chunk.content == f" {chunk.text}" or not chunk.text
         assert (chunk.start_s, chunk.end_s) == (2.0 * number, 2.0 * number + 2)
     assert chunks[-1].end_s == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("chunk_s", [0.3, 1 / 3, 7.0, 8.0, 14.0, 20.0, 60.0])
+def test_long_chunks_lose_no_word(chunk_s: float) -> None:
+    """A pass reads 14 s, and a chunk may be longer; every word is told once, and in its chunk."""
+    recogniser = Recogniser()
+    ear = ChunkedWords(recogniser, chunk_s, as_it_is)
+    chunks = hear(ear, places(20.0), 4000)
+    assert [word for chunk in chunks for word in chunk.text.split()] == SAID
+    for chunk in chunks:
+        for word in chunk.text.split():
+            assert (SAID.index(word) + 1) / 2 <= chunk.end_s + 0.5
+    assert all(stop - begin <= 14 * HZ for begin, stop in recogniser.heard)
+    assert (ear.num_told, ear.num_known) == (40, 40)
+
+
+def silent_after(words: list[str]) -> Any:
+    """A recogniser that hears words every half second, and then nothing."""
+
+    def recognise(sound: Tensor) -> list[ScoredWord]:
+        begin_s, stop_s = int(sound[0]) / HZ, (int(sound[-1]) + 1) / HZ
+        return [
+            ScoredWord(word, place / 2 - begin_s, place / 2 + 0.5 - begin_s, 0.9)
+            for place, word in enumerate(words)
+            if begin_s <= place / 2 and place / 2 + 0.5 <= stop_s
+        ]
+
+    return recognise
+
+
+@pytest.mark.parametrize("seconds", [4.0, 9.0, 30.0])
+def test_last_word_before_a_pause_waits_no_longer_than_a_second_and_a_chunk(seconds: float) -> None:
+    """However long the pause is, and without an end of the recording."""
+    ear = ChunkedWords(silent_after(["a", "small", "latte"]), 2.0, as_it_is)
+    first, second, *rest = [
+        chunk for piece in places(seconds).split(9000) for chunk in ear.push(piece)
+    ] + [ear.finish()]
+    assert (first.text, second.text) == ("a small", "latte")
+    assert not any(chunk.text for chunk in rest)
+
+
+def test_words_said_again_after_a_long_pause_are_told_again() -> None:
+    words = ["a", "latte", *[""] * 40, "a", "latte"]
+    heard = silent_after(words)
+
+    def recognise(sound: Tensor) -> list[ScoredWord]:
+        return [word for word in heard(sound) if word.text]
+
+    chunks = hear(ChunkedWords(recognise, 2.0, as_it_is), places(23.0), 9000)
+    assert " ".join(chunk.text for chunk in chunks).split() == ["a", "latte", "a", "latte"]
 
 
 def test_recogniser_hears_nothing_of_later_chunks_and_no_more_than_it_can_read() -> None:
@@ -98,8 +149,9 @@ def test_chunk_is_known_when_a_sample_after_it_has_come() -> None:
     assert ear.push(sound[: 2 * HZ]) == []
     (chunk,) = ear.push(sound[2 * HZ : 2 * HZ + 1])
     assert chunk.end_s == 2.0
-    with pytest.raises(UserError, match="`chunk_s` must be positive"):
-        ChunkedWords(Recogniser(), 0.0, as_it_is)
+    for chunk_s in (0.0, math.inf, math.nan):
+        with pytest.raises(UserError, match="`chunk_s` must be positive"):
+            ChunkedWords(Recogniser(), chunk_s, as_it_is)
 
 
 def test_recording_without_a_sample_is_one_empty_chunk() -> None:
@@ -115,7 +167,7 @@ def test_word_that_changes_is_told_as_it_is_in_the_end() -> None:
     passes = RecognisedPasses(Waiting(last=1))
     first = passes.tell(scored(("has", 1.0, 0.9), ("twenty", 1.9, 0.9)), 2.0)
     assert [word.text for word in first] == ["has"]
-    later = scored(("has", 1.1, 0.9), ("twenty", 1.8, 0.9), ("eight", 2.3, 0.9), ("and", 3.0, 0.9))
+    later = scored(("has", 1.1, 0.9), ("twenty", 1.8, 0.9), ("eight", 2.3, 0.9), ("and", 3.3, 0.9))
     assert [word.text for word in passes.tell(later, 4.0)] == ["twenty", "eight"]
     assert [word.text for word in passes.tell(later, 4.1, last=True)] == ["and"]
 
@@ -155,6 +207,13 @@ def test_words_of_problems(text: str, own: list[str]) -> None:
         ("9", []),
         ("No,", ["no"]),
         ("helicopter", []),
+        ("8oz", ["eight", "ounce"]),
+        ("not", []),
+        ("hot", []),
+        ("late", []),
+        ("now", []),
+        ("capuccino", ["cappuccino"]),
+        ("9" * 5000, []),
     ],
 )
 def test_words_of_orders(text: str, own: list[str]) -> None:
@@ -177,11 +236,16 @@ def test_signs_are_words_only_where_they_are_named() -> None:
 def test_models_of_words_get_a_recogniser_with_their_chunks() -> None:
     asked = []
 
-    def by_words(chunk_s: float, in_own_words: object) -> ChunkEar:
-        asked.append((chunk_s, in_own_words))
+    def by_words(chunk_s: float, in_own_words: object, num_waiting: int) -> ChunkEar:
+        asked.append((chunk_s, in_own_words, num_waiting))
         return ChunkedWords(Recogniser(), chunk_s, as_it_is)
 
     layout = Shanks(shanks.tiny()).layout
     SpokenMathsData(chunk_s=3.0).ear(layout, by_words)
     SpokenOrdersData(chunk_s=1.0).ear(layout, by_words)
-    assert asked == [(3.0, in_problem_words), (1.0, in_order_words)]
+    SpokenMathsData(held_back=2).ear(layout, by_words)
+    assert asked == [
+        (3.0, in_problem_words, 1),
+        (1.0, in_order_words, 1),
+        (2.0, in_problem_words, 2),
+    ]

@@ -51,7 +51,7 @@ def chunks_of(data: SpokenMathsData, *pieces: Tensor) -> list[HeardChunk]:
     return [*(chunk for piece in pieces for chunk in ear.push(piece)), ear.finish()]
 
 
-def no_words(chunk_s: float, in_own_words: InOwnWords) -> ChunkEar:
+def no_words(chunk_s: float, in_own_words: InOwnWords, num_waiting: int) -> ChunkEar:
     """A model that hears sound needs no recogniser."""
     raise AssertionError("a recogniser is asked for")
 

@@ -16,10 +16,11 @@ from counterpoint.evaluate.report.answer import answer_title, observe_answer, wr
 from counterpoint.evaluate.report.conversation_figure import Talk
 from counterpoint.evaluate.report.watched import thought_numbers, write_watched
 from counterpoint.runtime.choices import SpeechChoices
-from counterpoint.runtime.heard_words import recognised_by
+from counterpoint.runtime.heard_words import ChunkedWords, recognised_by
 from counterpoint.runtime.listening import ThoughtData, listen_to, with_answer_words
 from counterpoint.runtime.load import Loaded
 from counterpoint.speech.audio import channel_blocks, write_stereo
+from counterpoint.speech.ears import ChunkEar
 from counterpoint.speech.partials import PartialTranscriber
 from counterpoint.streams.timeline import Timeline
 
@@ -68,11 +69,24 @@ def think(
     talk = observe_answer(title, options.output, rate, words)
     # Its answers are written, so no turn of the user waits for one that sounds.
     talk = replace(talk, found=replace(talk.found, answers=()))
-    numbers = thought_numbers(heard, data.tokens_per_s, work_s)
+    numbers = _understood(ear, running) | thought_numbers(heard, data.tokens_per_s, work_s)
     settings = asdict(options) | {"device": running.device}
     write_words(options.output, words)
     write_watched(options.output, title, words, numbers, settings, _NOTE)
     return talk, numbers, num_clipped
+
+
+def _understood(ear: ChunkEar, running: Running) -> dict[str, str]:
+    """Return how many recognised words the model knows, and say so if they are few."""
+    if not isinstance(ear, ChunkedWords):
+        return {}
+    told, known = ear.num_told, ear.num_known
+    if 2 * known <= told:
+        with running.progress() as progress:
+            progress.note(
+                f"Of {told} recognised words the model knows {known}, so what it does means little."
+            )
+    return {"recognised words": f"{told} (known to the model, or like one: {known})"}
 
 
 def _check(options: TalkOptions, choices: SpeechChoices, loaded: Loaded) -> None:

@@ -1,10 +1,12 @@
 """A recogniser as the ear of a model that hears words: what is told of the sound, chunk by chunk.
 
-After every chunk the newest sound is recognised again. The last words of such a pass may still
-change ("twenty" becomes "twenty eight"), so they wait for the next one. Times of words are not
-exact, so the words that were told are found again in a later pass by their letters and their times.
+At the end of every chunk, and within long ones every few seconds, the newest sound is recognised
+again. The last words of such a pass may still change ("twenty" becomes "twenty eight"), so they
+wait for the next one, unless a pause follows them. Times of words are not exact, so the words that
+were told are found again in a later pass by their letters and their times.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,11 +19,13 @@ from counterpoint.errors import UserError
 from counterpoint.runtime.cascade.ear import EAR_HZ, Recognise
 from counterpoint.runtime.cascade.returned import checked_words, plain
 from counterpoint.speech.codec import check_channel
-from counterpoint.speech.ears import HeardChunk, InOwnWords
+from counterpoint.speech.ears import HeardChunk, InOwnWords, WordEar
 from counterpoint.speech.partials import ScoredWord
 from counterpoint.streams.seconds import border_s, exact
 
 _AGAIN_S = 14.0  # sound before the end of a pass that it recognises; Whisper needs 10 s
+_PASS_S = 7.0  # longest time between two passes, so that each has what the one before it kept back
+_PAUSE_S = 1.0  # silence after which a word does not change any more
 _COMPARED = 4  # last words that were told, by which their place in a new pass is found
 
 
@@ -30,7 +34,8 @@ class Waiting:
     """Which recognised words wait for the next pass, and which are never told.
 
     Attributes:
-        last: Number of last words of a pass that wait, whatever the recogniser is sure of.
+        last: Number of last words of a pass that wait, whatever the recogniser is sure of; a word
+            that is followed by a second of silence waits no longer.
         unsure: Probability below which a word waits for the next pass, with all words after it; in
             the next pass it is told as it is recognised then.
         left_out: Probability below which a word is left out when it would be told.
@@ -63,8 +68,13 @@ class RecognisedPasses:
             at_s: End of the sound.
             last: Whether no pass follows, so that no word waits.
         """
-        stop = len(words) if last else max(len(words) - self._waiting.last, 0)
-        new = words[_after(words[:stop], self._taken) : stop]
+        num_waiting = 0 if last else self._waiting.last
+        still_s = at_s - _PAUSE_S
+        stop = len(words)
+        while stop and stop > len(words) - num_waiting and words[stop - 1].end_s > still_s:
+            stop -= 1
+        heard_again = [word for word in self._taken if word.end_s > at_s - _AGAIN_S]
+        new = words[_after(words[:stop], heard_again) : stop]
         if not last:
             new = new[: self._sure_until(new)]
         self._taken += new
@@ -106,6 +116,10 @@ class ChunkedWords:
         in_own_words: Brings a recognised word into the words of the model.
         waiting: Which words wait.
 
+    Attributes:
+        num_told: Number of recognised words in the chunks so far.
+        num_known: How many of them the model knows, or others that are like them.
+
     Raises:
         UserError: A chunk is no time.
     """
@@ -119,8 +133,8 @@ class ChunkedWords:
         in_own_words: InOwnWords,
         waiting: Waiting | None = None,
     ) -> None:
-        if not chunk_s > 0:
-            raise UserError(f"`chunk_s` must be positive: got {chunk_s}.")
+        if not 0 < chunk_s < math.inf:
+            raise UserError(f"`chunk_s` must be positive and finite: got {chunk_s}.")
         self._recognise = recognise
         self._chunk_s = exact(chunk_s)
         self._in_own_words = in_own_words
@@ -129,6 +143,10 @@ class ChunkedWords:
         self._start = 0
         self._num_samples = 0
         self._num_chunks = 0
+        self._pass_s = 0.0  # end of the sound of the pass before
+        self._told: list[ScoredWord] = []  # in this chunk
+        self.num_told = 0
+        self.num_known = 0
 
     def push(self, samples: Float[Tensor, " N"]) -> list[HeardChunk]:
         """Hear any number of samples; see `ChunkEar.push`.
@@ -140,23 +158,30 @@ class ChunkedWords:
         self._sound = torch.cat((self._sound, samples))
         self._num_samples += len(samples)
         known = []
-        while self._num_samples > (stop := self._samples(self._next_s())):
-            known.append(self._cut(stop, self._next_s()))
+        while self._num_samples > self._samples(at_s := self._next_pass_s()):
+            self._hear(self._samples(at_s), at_s)
+            if at_s == self._border_s(self._num_chunks + 1):
+                known.append(self._cut(at_s))
         return known
 
     def finish(self) -> HeardChunk:
         """Recognise the sound to its end; see `ChunkEar.finish`."""
-        return self._cut(self._num_samples, self._num_samples / EAR_HZ, last=True)
+        end_s = self._num_samples / EAR_HZ
+        self._hear(self._num_samples, end_s, last=True)
+        return self._cut(end_s)
 
-    def _next_s(self) -> float:
-        return border_s(self._num_chunks + 1, self._chunk_s)
+    def _next_pass_s(self) -> float:
+        return min(self._pass_s + _PASS_S, self._border_s(self._num_chunks + 1))
+
+    def _border_s(self, number: int) -> float:
+        return border_s(number, self._chunk_s)
 
     @staticmethod
     def _samples(time_s: float) -> int:
         return round(time_s * EAR_HZ)
 
-    def _cut(self, stop: int, end_s: float, *, last: bool = False) -> HeardChunk:
-        """Return the next chunk: what is told of the sound up to a sample."""
+    def _hear(self, stop: int, at_s: float, *, last: bool = False) -> None:
+        """Recognise the newest sound up to a sample, and keep what is told of it."""
         begin = max(stop - self._samples(_AGAIN_S), self._start)
         sound = self._sound[begin - self._start : stop - self._start]
         begin_s = begin / EAR_HZ
@@ -164,18 +189,25 @@ class ChunkedWords:
             word._replace(start_s=begin_s + word.start_s, end_s=begin_s + word.end_s)
             for word in (checked_words(self._recognise(sound)) if len(sound) else ())
         ]
-        told = self._passes.tell(words, end_s, last=last)
-        own = [known for word in told for known in self._in_own_words(word.text)]
-        content = "".join(f" {word}" for word in own)
-        chunk = HeardChunk(border_s(self._num_chunks, self._chunk_s), end_s, content, " ".join(own))
+        self._told += self._passes.tell(words, at_s, last=last)
         self._sound = self._sound[begin - self._start :]
         self._start = begin
+        self._pass_s = at_s
+
+    def _cut(self, end_s: float) -> HeardChunk:
+        """Return the next chunk, with the words that were told since the one before."""
+        own = [self._in_own_words(word.text) for word in self._told]
+        self.num_told += len(own)
+        self.num_known += sum(map(bool, own))
+        content = "".join(f" {word}" for words in own for word in words)
+        said = " ".join(word.text for word in self._told)
+        self._told.clear()
         self._num_chunks += 1
-        return chunk
+        return HeardChunk(self._border_s(self._num_chunks - 1), end_s, content, said)
 
 
-def recognised_by(
-    recogniser: Callable[[], Recognise],
-) -> Callable[[float, InOwnWords], ChunkedWords]:
+def recognised_by(recogniser: Callable[[], Recognise]) -> WordEar:
     """Return a `WordEar` with a recogniser that is made when a model needs it."""
-    return lambda chunk_s, in_own_words: ChunkedWords(recogniser(), chunk_s, in_own_words)
+    return lambda chunk_s, in_own_words, num_waiting: ChunkedWords(
+        recogniser(), chunk_s, in_own_words, Waiting(last=num_waiting)
+    )

@@ -14,7 +14,7 @@ class HeardChunk(NamedTuple):
         start_s: Time at which it begins.
         end_s: Time at which it is complete.
         content: Vectors of its frames, or its words as one text.
-        text: Its words, if they are known.
+        text: What was recognised, if anything was; the content may have other words.
     """
 
     start_s: float
@@ -45,5 +45,9 @@ class ChunkEar(Protocol):
 InOwnWords = Callable[[str], Sequence[str]]
 """Returns a recognised word in words that a model knows; none if it is like none of them."""
 
-WordEar = Callable[[float, InOwnWords], ChunkEar]
-"""Returns an ear that recognises words, for the seconds of a chunk and the words of a model."""
+WordEar = Callable[[float, InOwnWords, int], ChunkEar]
+"""Returns an ear that recognises words.
+
+The arguments are the seconds of a chunk, the words of the model, and how many last words of a chunk
+wait for the next one because they may still change.
+"""

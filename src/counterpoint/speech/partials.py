@@ -53,7 +53,7 @@ class PartialTranscriber:
             language model.
 
     Raises:
-        MissingPackageError: The extra `offline` is not installed.
+        MissingPackageError: The extra `recogniser` is not installed.
     """
 
     def __init__(self, num_threads: int = 1) -> None:

@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 import torch
 
+from counterpoint.data.tasks.spoken_orders.rounds import written_call
 from counterpoint.data.tasks.spoken_orders.source import SpokenOrdersData
 from counterpoint.data.tasks.spoken_tools import MadeCall, ToolOutcome
 from counterpoint.data.tasks.tool_world import ORDER
+from counterpoint.errors import UserError
 from counterpoint.evaluate.duplex.item_scores import item_scores
 from counterpoint.evaluate.duplex.spoken_orders import (
     SCORES,
+    OrderCounter,
     OrderMaker,
     Served,
-    Till,
     order_floors,
     order_scores,
     serve,
@@ -75,16 +77,21 @@ def test_maker_calls_in_the_first_chunk_that_determines_the_order() -> None:
     assert 0 < early < len(NUMBERS)
 
 
-@pytest.mark.parametrize("till", [Till(), Till(call_s=1.0), Till(call_s=5.0), Till(failures=2)])
-def test_right_order_is_in_force_and_named_however_slow_the_counter(till: Till) -> None:
-    scores = order_scores([serve_by_maker(DATA, number, till) for number in NUMBERS])
+@pytest.mark.parametrize(
+    "counter",
+    [OrderCounter(), OrderCounter(call_s=1.0), OrderCounter(call_s=5.0), OrderCounter(failures=2)],
+)
+def test_right_order_is_in_force_and_named_however_slow_the_counter(counter: OrderCounter) -> None:
+    scores = order_scores([serve_by_maker(DATA, number, counter) for number in NUMBERS])
     assert scores["right"].value == scores["said"].value == 1.0
     assert scores["stale"].value == 0.0
 
 
 def test_slow_counter_delays_the_call_by_its_seconds() -> None:
     leads = [
-        order_scores([serve_by_maker(DATA, number, Till(call_s=seconds)) for number in NUMBERS])
+        order_scores(
+            [serve_by_maker(DATA, number, OrderCounter(call_s=seconds)) for number in NUMBERS]
+        )
         for seconds in (0.0, 1.0, 2.0)
     ]
     for sooner, later in pairwise(leads):
@@ -93,9 +100,11 @@ def test_slow_counter_delays_the_call_by_its_seconds() -> None:
 
 
 def test_call_that_always_fails_is_never_in_force() -> None:
-    scores = order_scores([serve_by_maker(DATA, number, Till(failures=3)) for number in range(5)])
+    scores = order_scores(
+        [serve_by_maker(DATA, number, OrderCounter(failures=3)) for number in range(5)]
+    )
     assert scores["right"].value == scores["early"].value == 0.0
-    assert scores["lead_s"].value == -math.inf
+    assert math.isnan(scores["lead_s"].value)
 
 
 def test_another_drink_is_not_right() -> None:
@@ -110,6 +119,47 @@ def test_another_drink_is_not_right() -> None:
         deaf = Deaf(request, DATA, DATA.pace(number, held_out=True).words_per_s)
         scores = order_scores([serve_by(deaf, DATA, number)])
         assert scores["right"].value == scores["said"].value == scores["early"].value == 0.0
+
+
+class Shotgun(OrderMaker):
+    """Calls every drink in its first thought, before any of it was said."""
+
+    def __init__(self, data: SpokenOrdersData) -> None:
+        super().__init__(data.request(0), data, 2.8)
+        drinks = ("mocha", "latte", "cappuccino", "espresso")
+        calls = [written_call({"coffeeDrink": drink}, data.marks) for drink in drinks]
+        self._thoughts = ["".join(calls) + data.marks.close] + [data.marks.close] * 9
+
+    def read(self, text: str) -> None:
+        if text == self._proposed:
+            self._ahead.pop(0)
+        self._proposed = None
+
+
+def test_guesses_in_advance_are_not_early() -> None:
+    """One of four drinks in force is the right one, and the order is wrong."""
+    served = [serve_by(Shotgun(DATA), DATA, number) for number in NUMBERS]
+    assert any(
+        call.arguments == one.request.calls[0].arguments
+        for one in served
+        for call in one.outcome.made
+    )
+    scores = order_scores(served)
+    assert scores["right"].value == scores["early"].value == 0.0
+
+
+def test_call_whose_result_never_came_is_not_in_force() -> None:
+    """It takes longer than the patience of the clock."""
+    scores = order_scores([serve_by_maker(DATA, 0, OrderCounter(call_s=30.0))])
+    assert scores["right"].value == 0.0
+
+
+@pytest.mark.parametrize("wrong", [{"call_s": -1.0}, {"call_s": math.inf}, {"failures": -1}])
+def test_counters_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="`call_s` must be 0 or more seconds"):
+        OrderCounter(**wrong)
+    with pytest.raises(UserError, match="At least one order"):
+        order_scores([])
 
 
 def test_old_order_in_force_is_stale() -> None:

@@ -1,14 +1,18 @@
 """Recognised words in the few words that a small model knows.
 
 Recognisers write numbers as figures, signs in place of words, and join words with hyphens; and they
-mishear. A word that is like none of those that are known is left out.
+mishear. A word that is like none of those that are known is left out. Short words must be the same:
+"not" is a letter away from "no", and "hot" from "shot".
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 
 _ALIKE = 0.75  # share of letters in common from which on a word is taken for another
 _AROUND = " .,;:?!$\"'"
+_MOST_FIGURES = 10
+_PART = re.compile(r"\d+|[^\d\s]+")  # "8oz" has two
 
 
 def in_known_words(
@@ -16,6 +20,7 @@ def in_known_words(
     known: Sequence[str],
     numbers: Callable[[int], Sequence[str]],
     others: Mapping[str, str],
+    shortest: int = 5,
 ) -> list[str]:
     """Return a recognised word in known words.
 
@@ -24,12 +29,16 @@ def in_known_words(
         known: The words.
         numbers: Returns the words of a number that is written in figures; none if it has none.
         others: Signs and short forms, and the words for them.
+        shortest: Number of letters from which on a word may be taken for one that is like it.
     """
     found: list[str] = []
     bare = text.lower().strip(_AROUND)
-    for part in bare.replace("-", " ").split() or ([bare] if bare in others else []):
+    for part in _PART.findall(bare.replace("-", " ")) or ([bare] if bare in others else []):
+        word = others.get(part, part)
         if part.isdecimal():
-            found += numbers(int(part))
+            found += numbers(int(part)) if len(part) < _MOST_FIGURES else []
+        elif word in known or len(part) < shortest:
+            found += [word] if word in known else []
         else:
-            found += get_close_matches(others.get(part, part), known, 1, _ALIKE)
+            found += get_close_matches(word, known, 1, _ALIKE)
     return found

@@ -8,9 +8,10 @@ Source: the tool task of SHANKS (arXiv:2510.06917), section 3.2, with orders of 
 """
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +33,7 @@ from counterpoint.data.tasks.spoken_tools import (
 )
 from counterpoint.data.tasks.tool_world import Faults, OrderWorld
 from counterpoint.data.tools import Tool
+from counterpoint.errors import UserError
 from counterpoint.evaluate.statistics import Interval, bootstrap_ratio
 from counterpoint.runtime.cascade.calls import CALL, Calls
 from counterpoint.runtime.cascade.clocked_calls import ClockedCalls
@@ -45,7 +47,8 @@ from counterpoint.streams.timeline import Timeline
 from counterpoint.systems.contract import System
 
 
-class Till(NamedTuple):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OrderCounter:
     """How the counter behaves at which orders are made.
 
     Attributes:
@@ -55,6 +58,13 @@ class Till(NamedTuple):
 
     call_s: float = 0.0
     failures: int = 0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.call_s < math.inf and self.failures >= 0):
+            raise UserError(
+                "`call_s` must be 0 or more seconds, and `failures` 0 or more: got "
+                f"{self.call_s} and {self.failures}."
+            )
 
 
 class Served(NamedTuple):
@@ -117,24 +127,26 @@ class OrderMaker:
         self._ahead = self._words.encode(text).tolist()
 
 
-def serve(system: System, data: SpokenOrdersData, number: int, till: Till | None = None) -> Served:
+def serve(
+    system: System, data: SpokenOrdersData, number: int, counter: OrderCounter | None = None
+) -> Served:
     """Let a system hear a held-out order and call its tool; see `serve_by`.
 
     Args:
         system: A system that was trained on the data, in evaluation mode.
         data: The data.
         number: Number of the order.
-        till: How the counter behaves.
+        counter: How the counter behaves.
     """
-    return serve_by(SystemThinker(system, data.words, data.marks), data, number, till)
+    return serve_by(SystemThinker(system, data.words, data.marks), data, number, counter)
 
 
 def serve_by(
-    thinker: Thinker, data: SpokenOrdersData, number: int, till: Till | None = None
+    thinker: Thinker, data: SpokenOrdersData, number: int, counter: OrderCounter | None = None
 ) -> Served:
     """Let a thinker hear a held-out order and call its tool; for the arguments see `serve`."""
     request = timed_request(data, number)
-    return serve_parts(thinker, data, request, _parts(request, data, number), till)
+    return serve_parts(thinker, data, request, _parts(request, data, number), counter)
 
 
 def serve_parts(
@@ -142,7 +154,7 @@ def serve_parts(
     data: SpokenOrdersData,
     request: ToolRequest,
     parts: Iterable[Part],
-    till: Till | None = None,
+    counter: OrderCounter | None = None,
 ) -> Served:
     """Let a thinker hear an order in chunks, and call its tool.
 
@@ -151,11 +163,11 @@ def serve_parts(
         data: The data whose clock it has.
         request: The order, with the time at which its speech ends.
         parts: The chunks.
-        till: How the counter behaves.
+        counter: How the counter behaves.
     """
     config = clock_of(data)
     clock = SimulatedClock(config.tokens_per_s)
-    own = till or Till()
+    own = counter or OrderCounter()
     watch = _Watch()
     world = OrderWorld(Faults(failures=own.failures))
     calls = Calls(_taking(world.tools(), own.call_s, watch), lambda: TimedLane(watch))
@@ -167,7 +179,9 @@ def serve_parts(
         if event.kind == CALL and event.payload["ok"]
         for name, arguments in [json.loads(event.text)]
     )
-    return Served(request, ToolOutcome(made, world.in_force, request.stop_s or 0.0), timeline)
+    succeeded = [(call.name, call.arguments) for call in made]
+    in_force = tuple(call for call in world.in_force if call in succeeded)
+    return Served(request, ToolOutcome(made, in_force, request.stop_s or 0.0), timeline)
 
 
 def timed_request(data: SpokenOrdersData, number: int) -> ToolRequest:
@@ -208,19 +222,21 @@ def _parts(request: ToolRequest, data: SpokenOrdersData, number: int) -> Iterato
         yield Part(content, chunk.start_s, chunk.end_s, content.strip())
 
 
-def serve_by_maker(data: SpokenOrdersData, number: int, till: Till | None = None) -> Served:
+def serve_by_maker(
+    data: SpokenOrdersData, number: int, counter: OrderCounter | None = None
+) -> Served:
     """Let the program that writes the thoughts of an order hear it: what is possible in time."""
     request = data.request(number, held_out=True)
     maker = OrderMaker(request, data, data.pace(number, held_out=True).words_per_s)
-    return serve_by(maker, data, number, till)
+    return serve_by(maker, data, number, counter)
 
 
 SCORES = {
     "right": "orders after which exactly the right one is in force",
-    "early": "right calls that succeeded before the speech ended",
+    "early": "right orders whose call succeeded before the speech ended",
     "stale": "corrected orders of which the old one is in force",
-    "said": "answers that name what was ordered",
-    "lead_s": "median seconds from a right call to the end of the speech",
+    "said": "answers that name the right order",
+    "lead_s": "median seconds from the call of an order to the end of the speech",
 }
 """What the scores of orders are, by name."""
 
@@ -228,19 +244,29 @@ SCORES = {
 def order_scores(served: Sequence[Served]) -> dict[str, Interval]:
     """Return the scores of orders by the names of `SCORES`, with 95 % intervals over orders.
 
-    The lead is negative if calls succeed after the speech, minus infinity if most never do, and has
-    no interval. Without a corrected order none is "stale".
+    An order that is not right has no early call. The lead is negative if calls succeed after the
+    speech, "nan" if half of the orders or more are not right, and has no interval. Without a
+    corrected order none is "stale".
+
+    Raises:
+        UserError: There are no orders.
     """
+    if not served:
+        raise UserError("At least one order must be scored: got none.")
     each = [score_requests([one.request], [one.outcome]) for one in served]
     every = [1.0] * len(served)
     corrected = [float(bool(one.request.stale)) for one in served]
     said = [float(_says_what_is_right(one)) for one in served]
+    lead_s = statistics.median(
+        _lead_s(one) if score["success"] else -math.inf
+        for one, score in zip(served, each, strict=True)
+    )
     return {
         "right": _share([one["success"] for one in each], every),
-        "early": _share([one["early"] for one in each], every),
+        "early": _share([one["early"] * one["success"] for one in each], every),
         "stale": _share([one["stale"] for one in each], corrected),
         "said": _share(said, every),
-        "lead_s": _alone(statistics.median(_lead_s(one) for one in served)),
+        "lead_s": _alone(lead_s if math.isfinite(lead_s) else math.nan),
     }
 
 
@@ -278,10 +304,7 @@ def _says_what_is_right(served: Served) -> bool:
 
 
 def _lead_s(served: Served) -> float:
-    """Return the seconds from a right call's success to the end of the speech.
-
-    They are negative if it comes later, and minus infinity if it never comes.
-    """
-    right = [call.arguments for call in served.request.calls]
-    at_s = [call.at_s for call in served.outcome.made if call.arguments in right]
-    return served.outcome.stop_s - min(at_s) if at_s else -float("inf")
+    """Return the seconds from the success of the last right call to the end of the speech."""
+    right = [(call.name, call.arguments) for call in served.request.calls]
+    at_s = [call.at_s for call in served.outcome.made if (call.name, call.arguments) in right]
+    return served.outcome.stop_s - max(at_s, default=math.inf)

@@ -75,8 +75,9 @@ def thought_numbers(timeline: Timeline, tokens_per_s: float, work_s: float) -> d
     }
     if calls := timeline.where(kind="call").events:
         made = [call for call in calls if call.payload["ok"]]
-        early = sum(call.end_s < heard_s for call in made)
-        numbers["calls of tools"] = f"{len(calls)} (made: {len(made)}, before the end: {early})"
+        early = sum(call.payload["early"] for call in made)
+        told = f"{len(calls)} (made: {len(made)}, while the user spoke: {early})"
+        numbers["calls of tools"] = told
     for answer in timeline.where(kind="answer"):
         since = "after the end of what was heard"
         numbers["answer"] = f"from {answer.start_s:.2f} s, {answer.start_s - heard_s:.2f} s {since}"

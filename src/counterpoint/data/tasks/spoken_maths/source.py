@@ -158,6 +158,9 @@ class SpokenMathsData:
     def ear(self, layout: Layout, by_words: WordEar) -> ChunkEar:
         """Return what a model hears of a recording, in chunks as in training.
 
+        A recogniser keeps back at least one word of a chunk, also for a model that has always heard
+        all of them.
+
         Args:
             layout: Streams of the model.
             by_words: Returns the ear of a model that hears words.
@@ -172,7 +175,7 @@ class SpokenMathsData:
             )
         heard = next(iter(layout.by_role(Role.HEARD)), None)
         if heard is None or heard.is_discrete:
-            return by_words(self.chunk_s, in_problem_words)
+            return by_words(self.chunk_s, in_problem_words, max(self.held_back, 1))
         if self.sound is None:
             raise UserError(
                 "A model that hears frames of sound must have learned from sound: its data are "

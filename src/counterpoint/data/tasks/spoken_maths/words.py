@@ -24,7 +24,7 @@ def _own(marks: Marks) -> tuple[str, ...]:
 
 def in_problem_words(text: str) -> list[str]:
     """Return a recognised word in the words of problems; what is unlike them is left out."""
-    return in_known_words(text, vocabulary(), _number, _SIGNS)
+    return in_known_words(text, vocabulary(), _number, _SIGNS, shortest=1)
 
 
 def _number(number: int) -> list[str]:

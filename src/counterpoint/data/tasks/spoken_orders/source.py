@@ -114,7 +114,7 @@ class SpokenOrdersData:
 
     def ear(self, layout: Layout, by_words: WordEar) -> ChunkEar:
         """Return what a model hears of a recording; for the arguments see `ThoughtData.ear`."""
-        return by_words(self.chunk_s, in_order_words)
+        return by_words(self.chunk_s, in_order_words, 1)
 
     def tools(self) -> tuple[Tool, ...]:
         """Return the tool that a model calls, which changes a small world of its own."""
