@@ -203,7 +203,7 @@ def test_tools_are_called_while_the_user_speaks(
     assert 2.0 < call.end_s < 6.0
     shown = capsys.readouterr().out
     assert "calls of tools" in shown
-    assert "1 (made: 1, before the end: 1)" in shown
+    assert "1 (made: 1, while the user" in shown
     assert "ordered" in Path("out.html").read_text()
 
 
