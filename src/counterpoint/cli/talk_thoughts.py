@@ -80,7 +80,8 @@ def _understood(ear: ChunkEar, running: Running) -> dict[str, str]:
     """Return how many recognised words the model knows, and say so if they are few."""
     if not isinstance(ear, ChunkedWords):
         return {}
-    told, known = ear.num_told, ear.num_known
+    told = ear.num_told
+    known = ear.num_known
     if 2 * known <= told:
         with running.progress() as progress:
             progress.note(
