@@ -1,7 +1,8 @@
 """Guards: who may import whom, how large things may grow, what belongs to a system."""
 
 import ast
-from collections.abc import Iterator
+import re
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,61 @@ def test_folders_import_only_themselves_and_those_above() -> None:
         if folder != "__init__" and (found := ladder_faults(folder, path.read_text())):
             faults[str(path.relative_to(ROOT))] = found
     assert not faults
+
+
+def page_rows(page: str) -> dict[str, tuple[int, str]]:
+    """The folders of the table of `docs/architecture.md`: the number and the names of their row."""
+    rows = re.findall(r"^\| (`.*?) \| .* \| (.*) \|$", page.split("\n## ")[0], re.M)
+    return {
+        folder: (number, names)
+        for number, (folders, names) in enumerate(rows)
+        for folder in re.findall(r"`([\w/]+)/`", folders)
+    }
+
+
+def row_folder(parts: Sequence[str], rows: Container[str]) -> str | None:
+    """The innermost folder with a row that holds a module; ``None`` if there is none."""
+    folders = ("/".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((folder for folder in folders if folder in rows), None)
+
+
+def defined_names(folder: str) -> set[str]:
+    """Modules below a folder, and what they define."""
+    files = python_files(f"src/counterpoint/{folder}")
+    nodes = [node for path in files for node in ast.parse(path.read_text()).body]
+    named = {node.name for node in nodes if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    targets = {
+        ast.unparse(target)
+        for node in nodes
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+    }
+    return named | targets | {path.stem for path in files}
+
+
+def test_architecture_page_names_every_folder_and_nothing_that_does_not_exist() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    folders = {path.parent.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*/__init__.py")}
+    assert set(re.findall(r"`([\w/]+)/`", page)) == folders | {"models"}
+    unknown = {
+        folder: missing
+        for folder, (_, names) in page_rows(page).items()
+        if (missing := set(re.findall(r"`(\w+)`", names)) - defined_names(folder))
+    }
+    assert unknown == {}
+
+
+def test_folders_import_none_below_them_in_the_table_of_the_page() -> None:
+    rows = page_rows((ROOT / "docs" / "architecture.md").read_text())
+    faults = []
+    for path in python_files("src"):
+        own = row_folder(path.relative_to(SOURCE).parts[:-1], rows)
+        for line, name in imported_modules(ast.parse(path.read_text())):
+            target = row_folder(name.split(".")[1:], rows)
+            if own and target and rows[target][0] > rows[own][0]:
+                faults.append(f"{path.relative_to(ROOT)}, line {line}: {name}")
+    assert rows
+    assert faults == []
 
 
 def test_package_has_only_the_folders_of_the_ladder() -> None:

@@ -112,6 +112,16 @@ def test_info_of_a_study_of_dialogues_shows_every_stage(
         assert f"{run.name}: Moshi, 25 ticks a second" in shown
 
 
+@pytest.mark.parametrize(
+    ("name", "system"), [("two_stream_bible", "TwoStream"), ("lslm_alexa", "LSLM")]
+)
+def test_models_that_come_with_the_package_are_described(
+    name: str, system: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", name]) == 0
+    assert f": {system}" in capsys.readouterr().out
+
+
 def test_published_folder_is_described_without_its_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,8 @@ from counterpoint.config_json import encode
 from counterpoint.data.making import interrupted
 from counterpoint.data.making.interrupted import InterruptedSpeech
 from counterpoint.evaluate.duplex.spoken_text import (
+    SpokenText,
+    left_out,
     prepare_speaker,
     speak_text,
     unlike_training,
@@ -175,6 +177,15 @@ def test_a_text_unlike_all_that_was_learned_is_told(
     told = capsys.readouterr().err
     assert "fewer words (2) than all that the model learned from (8 and more)" in told
     assert "The model never learned to say 'zebra': it knows " in told
+
+
+def test_a_text_that_ends_sooner_than_it_can_be_said_is_told() -> None:
+    text = "now i want the lamp on so let it be five"
+    said = SpokenText(torch.zeros(2, 9), text, 2.68, "finished", 0.0)
+    assert left_out(said) == []
+    (told,) = left_out(said._replace(said_s=1.12))
+    assert "a text of 11 words after 1.12 s" in told
+    assert left_out(said._replace(said_s=1.12, end="interrupted")) == []
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "int8"])

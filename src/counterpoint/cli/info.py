@@ -11,12 +11,13 @@ from rich.console import Console
 from counterpoint.errors import UserError, nearest_file
 from counterpoint.evaluate.report.system_tables import show_memory, show_system
 from counterpoint.recipes.has_runs import HasRuns
-from counterpoint.recipes.loading import load_recipe
+from counterpoint.recipes.loading import load_recipe, recipe_names
 from counterpoint.recipes.options import Field
 from counterpoint.recipes.overrides import parse, shown_once
 from counterpoint.recipes.study import Study
 from counterpoint.runtime.hub import is_on_hub
 from counterpoint.runtime.load import shape_of
+from counterpoint.runtime.shipped import shipped_names
 from counterpoint.streams.spec import Layout
 from counterpoint.systems import SystemConfig, sketch
 from counterpoint.systems.presets import load_preset, module_names
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     fields: list[Field] = [("options", InfoOptions, InfoOptions())]
     command = f"info {target}"
-    if Path(target).exists() and not target.endswith(".py") or is_on_hub(target):
+    if _is_model(target):
         value: Any = shape_of(Path(target))
         chosen = parse(fields, rest, command, _VERB_HELP)
     elif target.partition(".")[0] in module_names():
@@ -91,6 +92,16 @@ def main(arguments: Sequence[str]) -> int:
         if run is not None:
             show_memory(console, training_memory(run), run)
     return 0
+
+
+def _is_model(target: str) -> bool:
+    """Whether a checkpoint is named: by its path, on the hub, or because it comes with the package.
+
+    A recipe goes before the model of the same name that it trained.
+    """
+    if Path(target).exists() and not target.endswith(".py") or is_on_hub(target):
+        return True
+    return target in shipped_names() and target not in recipe_names()
 
 
 def _systems(value: Any, name: str) -> list[tuple[str, SystemConfig, Run | None]]:

@@ -45,9 +45,10 @@ Multi-stream language models.
   info CKPT|RECIPE  layout, size and costs       counterpoint info two_stream.small
   export CKPT       write a published folder     counterpoint export runs/NAME --merge --out FOLDER
 
-A CKPT is a checkpoint, a run folder, or a model that comes with the package: duplex_small (speech)
-or two_stream_bible (text). `counterpoint VERB --help` shows the most important options,
-`counterpoint VERB --help-all` shows all of them, and `counterpoint --version` shows the versions.
+A CKPT is a checkpoint, a run folder, or a model that comes with the package: duplex_small (hears
+and answers), lslm_alexa (reads aloud), shanks_orders (thinks while it listens) or two_stream_bible
+(text). `counterpoint VERB --help` shows the most important options, `counterpoint VERB --help-all`
+shows all of them, and `counterpoint --version` shows the versions.
 `counterpoint --show-completion bash|zsh|fish` prints a script with which the shell completes words.
 Ctrl-C ends a command and keeps finished work; a second Ctrl-C ends it at once.
 """

@@ -12,6 +12,7 @@ from counterpoint.evaluate.duplex.speaking import PUBLISHED
 from counterpoint.evaluate.duplex.spoken_text import (
     THRESHOLD,
     SpokenText,
+    left_out,
     prepare_speaker,
     speak_text,
     unlike_training,
@@ -106,7 +107,7 @@ def speak(
     sampling = choices.over(usual).audio
     with progress.doing("speaking"):
         said = speak_text(prepared, options.text or "", heard, threshold, sampling)
-    for note in unlike_training(data, said.text):
+    for note in unlike_training(data, said.text) + left_out(said):
         progress.note(note)
     num_clipped = write_stereo(options.output, [said.sound], rate)
     title = answer_title(options.checkpoint, options.input, "hears")
@@ -124,7 +125,7 @@ def _numbers(said: SpokenText, found: TurnTaking, threshold: float) -> dict[str,
     """Return when and why the model fell silent, as text."""
     why = {
         "interrupted": f"it was interrupted (probability {said.stop_score:.2f} > {threshold:g})",
-        "finished": "its text was finished",
+        "finished": "it took its text as finished",
         "no room": "its window was full",
     }
     numbers = {"spoke for": f"{said.said_s:.2f} s", "fell silent because": why[said.end]}

@@ -22,6 +22,11 @@ WRITES = Path("two_stream_bible")
 """The text model."""
 
 
+def shipped_names() -> list[str]:
+    """Return the names of the models that come with the package."""
+    return sorted(folder.name for folder in FOLDER.iterdir() if folder.is_dir())
+
+
 def model_name(path: Path) -> str:
     """Return the name of a model for a reader: its path, or its name if it comes with us."""
     return path.name if path.parent == FOLDER else shown(path)
@@ -38,7 +43,7 @@ def find_shipped(path: Path) -> Path:
     """
     if path.name != str(path) or path.exists():
         return path
-    names = [folder.name for folder in FOLDER.iterdir() if folder.is_dir()]
+    names = shipped_names()
     if path.name in names:
         return FOLDER / path
     if found := get_close_matches(path.name, names, n=1, cutoff=0.8):

@@ -165,8 +165,8 @@ class HuggingFaceTokenizer(_Vocabulary):
         except (Exception, RecursionError) as error:  # `tokenizers` raises bare Exception
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"The tokenizer must be 'bytes' or the path of a Hugging Face tokenizer.json: "
-                f"got {self._path!r} ({reason})."
+                "The tokenizer must be 'bytes', or the path of a Hugging Face tokenizer.json or a "
+                f"SentencePiece .model: got {self._path!r} ({reason})."
             ) from error
         # Only an own pattern is known to panic. Holding stderr back takes about 50 us a text.
         self._may_panic = b'"Regex"' in content

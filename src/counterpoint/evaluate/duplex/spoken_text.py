@@ -24,6 +24,7 @@ from counterpoint.systems.contract import System
 THRESHOLD = 0.5
 """Probability of the stop above which a model falls silent."""
 
+_MOST_WORDS_PER_S = 6.0  # nobody reads aloud faster than this
 _QUIET_S = 0.5  # silence behind the last sound
 
 
@@ -93,6 +94,18 @@ def unlike_training(data: InterruptedSpeech, text: str) -> list[str]:
             f"{len(known)} words."
         )
     return notes
+
+
+def left_out(said: SpokenText) -> list[str]:
+    """Return a line if a text that the model took as finished cannot have been said as a whole."""
+    num_words = len(said.text.split())
+    if said.end != "finished" or num_words <= _MOST_WORDS_PER_S * said.said_s:
+        return []
+    note = (
+        f"The model ended a text of {num_words} words after {said.said_s:.2f} s, and nobody speaks "
+        f"more than {_MOST_WORDS_PER_S:g} a second: it left words out. Try another `--seed`."
+    )
+    return [note]
 
 
 def speak_text(
