@@ -165,7 +165,7 @@ class HuggingFaceTokenizer(_Vocabulary):
         except (Exception, RecursionError) as error:  # `tokenizers` raises bare Exception
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                "The tokenizer must be 'bytes', or the path of a Hugging Face tokenizer.json or a "
+                "The tokenizer must be 'bytes' or the path of a Hugging Face tokenizer.json or a "
                 f"SentencePiece .model: got {self._path!r} ({reason})."
             ) from error
         # Only an own pattern is known to panic. Holding stderr back takes about 50 us a text.
