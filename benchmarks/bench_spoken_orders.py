@@ -1,8 +1,10 @@
 """Does a trained SHANKS have its tool called before a spoken order is over?
 
 Protocol: docs/results/spoken_orders_declared.json. Every model hears the same held-out orders with
-three counters. Models are runs of `shanks_tools_small`; those that call after listening are the
-same recipe with `--data.chunk-s 60`.
+three counters. What a folder gave is kept beside ``--out``; take another name after a new training.
+By ear a call is early if it succeeds before the recording ends, with its silence. Models are runs
+of `shanks_tools_small`; those that call after listening are the same recipe with `--data.chunk-s
+60`.
 
     python benchmarks/bench_spoken_orders.py --listening runs/tools-0 runs/tools-1 \
         --after runs/after-0 runs/after-1 --orders 500 --out results.json
@@ -34,6 +36,7 @@ from counterpoint.evaluate.duplex.spoken_orders import (
 )
 from counterpoint.evaluate.statistics import Interval, bootstrap_difference, bootstrap_ratio
 from counterpoint.progress import Progress
+from counterpoint.recipes.cells import write_records
 from counterpoint.runtime.cascade.ear import EAR_HZ
 from counterpoint.runtime.clocked import Part
 from counterpoint.runtime.heard_words import ChunkedWords
@@ -86,7 +89,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         for counter, own in COUNTERS.items()
     }
     result = {"summary": summary, "maker": makers, "floors": order_floors(data, numbers)}
-    finish(QUESTION, {**result, "orders": found}, str(options.out))
+    write_records(options.out.with_suffix(".parquet"), lines(found))
+    finish(QUESTION, result, str(options.out))
+
+
+def lines(found: dict[str, dict[str, list[list[float]]]]) -> list[dict[str, Any]]:
+    """Return one record for every order, model and counter."""
+    return [
+        {"arm and counter": name, "model": model, "place": place}
+        | {column: rows[column][model][place] for column in rows}
+        for name, rows in found.items()
+        for model in range(len(rows["success"]))
+        for place in range(len(rows["success"][model]))
+    ]
 
 
 def opened(folder: Path) -> tuple[System, SpokenOrdersData]:

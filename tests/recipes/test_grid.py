@@ -310,6 +310,7 @@ def test_arms_that_cost_more_are_refused_unless_it_is_said_why() -> None:
     assert costs(tiny_grid(arms=said), "hierarchy")["b"].parameters > 0
 
 
+@pytest.mark.timeout(300)
 def test_the_arms_of_part_whole_have_equal_flops() -> None:
     grid = part_whole()
     for task in grid.tasks:

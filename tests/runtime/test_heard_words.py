@@ -186,6 +186,9 @@ def test_unsure_words_wait_or_are_left_out() -> None:
     [
         ("54", ["fifty", "four"]),
         ("100.", []),
+        ("1,000", []),
+        ("10-3", ["ten", "minus", "three"]),
+        ("-", ["minus"]),
         ("Tom,", ["tom"]),
         ("+", ["plus"]),
         ("twenty-eight", ["twenty", "eight"]),

@@ -57,7 +57,8 @@ def run(grid: Grid, options: GridOptions, folder: Path, command: str) -> list[di
     """Run a grid, write and show its report, and return its rows.
 
     Raises:
-        UserError: The number of workers is too small, or the grid cannot be run in the folder.
+        UserError: The number of workers is too small, an arm is unknown, or the grid cannot be run
+            in the folder.
     """
     if options.workers is not None and options.workers < 1:
         raise UserError(f"`--workers` must be >= 1: got {options.workers}. Take 1 or more.")
@@ -66,7 +67,7 @@ def run(grid: Grid, options: GridOptions, folder: Path, command: str) -> list[di
     progress = options.progress()
     workers = Workers(count=options.workers, ray=options.ray, device=device)
     if options.arms:
-        grid = grid.only(options.arms)
+        grid = replace(grid.only(options.arms), smaller="")  # which has other arms
     if grid.data:  # processes and the report may stand in another folder
         grid = replace(grid, data=str(Path(grid.data).resolve()))
     grid, left_out = run_fitted(grid, options.minutes, folder, workers, progress)

@@ -84,9 +84,8 @@ def _understood(ear: ChunkEar, running: Running) -> dict[str, str]:
     known = ear.num_known
     if 2 * known <= told:
         with running.progress() as progress:
-            progress.note(
-                f"Of {told} recognised words the model knows {known}, so what it does means little."
-            )
+            found = f"{known} of {told} recognised words are known to the model"
+            progress.note(f"{found if told else 'no word was heard'}: what it does means little.")
     return {"recognised words": f"{told} (known to the model, or like one: {known})"}
 
 

@@ -33,6 +33,8 @@ _COMPARED = 4  # last words that were told, by which their place in a new pass i
 class Waiting:
     """Which recognised words wait for the next pass, and which are never told.
 
+    Commands use `last` alone; the other two were measured and help little.
+
     Attributes:
         last: Number of last words of a pass that wait, whatever the recogniser is sure of; a word
             that is followed by a second of silence waits no longer.

@@ -179,6 +179,8 @@ def serve_parts(
         if event.kind == CALL and event.payload["ok"]
         for name, arguments in [json.loads(event.text)]
     )
+    # A lane runs a tool when it is asked, which may be before its simulated time: what came of it
+    # counts once its result has come.
     succeeded = [(call.name, call.arguments) for call in made]
     in_force = tuple(call for call in world.in_force if call in succeeded)
     return Served(request, ToolOutcome(made, in_force, request.stop_s or 0.0), timeline)
@@ -236,7 +238,7 @@ SCORES = {
     "early": "right orders whose call succeeded before the speech ended",
     "stale": "corrected orders of which the old one is in force",
     "said": "answers that name the right order",
-    "lead_s": "median seconds from the call of an order to the end of the speech",
+    "lead_s": "median seconds from the success of the call to the end of the speech",
 }
 """What the scores of orders are, by name."""
 
@@ -279,7 +281,7 @@ def _alone(value: float) -> Interval:
 
 
 def order_floors(data: SpokenOrdersData, numbers: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Return the scores of policies that hear nothing, and of a perfect one that calls late.
+    """Return the scores of policies that learn nothing, and of perfect ones, early and late.
 
     Args:
         data: The data.

@@ -64,7 +64,7 @@ class GridRow:
             for that arm itself and for policies.
         p_value: P-value of no difference, corrected for all rows.
         paired: The difference over the seeds that both have, each beside itself, for these items;
-            ``None`` if they are not two.
+            ``None`` if they are fewer than two.
         paired_p_value: P-value of it, corrected for all rows.
         above_floors: Whether the interval lies above those of all policies that see only a part.
     """
@@ -218,7 +218,7 @@ def _arm_row(
 def _by_pairs(
     ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]
 ) -> tuple[Interval, float] | tuple[None, None]:
-    """Return the difference over the seeds that both have; ``None`` if they are not two."""
+    """Return the difference over the seeds that both have; ``None`` if they are fewer than two."""
     scores, others = ({one["seed"]: one["score"] for one in own} for own in (ours, theirs))
     shared = sorted(scores.keys() & others.keys())
     if len(shared) < 2:
