@@ -143,6 +143,14 @@ def test_recogniser_hears_nothing_of_later_chunks_and_no_more_than_it_can_read()
     assert all(stop - begin <= 14 * HZ for begin, stop in recogniser.heard)
 
 
+@pytest.mark.parametrize("chunk_s", [0.7, 1 / 3, 2 / 3])
+def test_sample_that_ends_after_a_border_belongs_to_the_next_chunk(chunk_s: float) -> None:
+    recogniser = Recogniser()
+    chunks = hear(ChunkedWords(recogniser, chunk_s, as_it_is), places(5.0), 999)
+    for (_, stop), chunk in zip(recogniser.heard, chunks[:-1], strict=False):
+        assert stop / HZ <= chunk.end_s < (stop + 1) / HZ
+
+
 def test_chunk_is_known_when_a_sample_after_it_has_come() -> None:
     ear = ChunkedWords(Recogniser(), 2.0, as_it_is)
     sound = places(2.1)

@@ -9,6 +9,7 @@ were told are found again in a later pass by their letters and their times.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import islice
 
 import torch
@@ -21,8 +22,9 @@ from counterpoint.runtime.cascade.returned import checked_words, plain
 from counterpoint.speech.codec import check_channel
 from counterpoint.speech.ears import HeardChunk, InOwnWords, WordEar
 from counterpoint.speech.partials import ScoredWord
-from counterpoint.streams.seconds import border_s, exact
+from counterpoint.streams.seconds import border_s, exact, num_complete
 
+_SAMPLE = Fraction(1, EAR_HZ)  # seconds
 _AGAIN_S = 14.0  # sound before the end of a pass that it recognises; Whisper needs 10 s
 _PASS_S = 7.0  # longest time between two passes, so that each has what the one before it kept back
 _PAUSE_S = 1.0  # silence after which a word does not change any more
@@ -180,7 +182,7 @@ class ChunkedWords:
 
     @staticmethod
     def _samples(time_s: float) -> int:
-        return round(time_s * EAR_HZ)
+        return num_complete(time_s, _SAMPLE)
 
     def _hear(self, stop: int, at_s: float, *, last: bool = False) -> None:
         """Recognise the newest sound up to a sample, and keep what is told of it."""
