@@ -15,8 +15,13 @@ from counterpoint.data.tasks.spoken_maths.words import in_problem_words
 from counterpoint.data.tasks.spoken_orders.source import SpokenOrdersData
 from counterpoint.data.tasks.spoken_orders.words import in_order_words
 from counterpoint.errors import UserError
-from counterpoint.runtime.heard_words import ChunkedWords, RecognisedPasses, Waiting
-from counterpoint.speech.ears import ChunkEar, HeardChunk
+from counterpoint.runtime.heard_words import (
+    ChunkedWords,
+    RecognisedPasses,
+    Waiting,
+    recognised_by,
+)
+from counterpoint.speech.ears import ChunkEar, HeardChunk, HeardWords
 from counterpoint.speech.partials import ScoredWord
 from counterpoint.systems import shanks
 from counterpoint.systems.shanks import Shanks
@@ -245,18 +250,28 @@ def test_signs_are_words_only_where_they_are_named() -> None:
 
 
 def test_models_of_words_get_a_recogniser_with_their_chunks() -> None:
-    asked = []
+    asked: list[HeardWords] = []
+    recognisers: list[str] = []
 
-    def by_words(chunk_s: float, in_own_words: object, num_waiting: int) -> ChunkEar:
-        asked.append((chunk_s, in_own_words, num_waiting))
-        return ChunkedWords(Recogniser(), chunk_s, as_it_is)
+    def by_words(how: HeardWords) -> ChunkEar:
+        asked.append(how)
+
+        def recogniser(example: str) -> Recogniser:
+            recognisers.append(example)
+            return Recogniser()
+
+        return recognised_by(recogniser)(how)
 
     layout = Shanks(shanks.tiny()).layout
     SpokenMathsData(chunk_s=3.0).ear(layout, by_words)
     SpokenOrdersData(chunk_s=1.0).ear(layout, by_words)
     SpokenMathsData(held_back=2).ear(layout, by_words)
-    assert asked == [
+    assert [how[:3] for how in asked] == [
         (3.0, in_problem_words, 1),
         (1.0, in_order_words, 1),
         (2.0, in_problem_words, 2),
     ]
+    no_example, orders, _ = recognisers
+    assert not no_example
+    first = SpokenOrdersData().request(0).text
+    assert orders.lower().startswith(f"{first}. ")

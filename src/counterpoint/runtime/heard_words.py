@@ -210,8 +210,12 @@ class ChunkedWords:
         return HeardChunk(self._border_s(self._num_chunks - 1), end_s, content, said)
 
 
-def recognised_by(recogniser: Callable[[], Recognise]) -> WordEar:
-    """Return a `WordEar` with a recogniser that is made when a model needs it."""
-    return lambda chunk_s, in_own_words, num_waiting: ChunkedWords(
-        recogniser(), chunk_s, in_own_words, Waiting(last=num_waiting)
+def recognised_by(recogniser: Callable[[str], Recognise]) -> WordEar:
+    """Return a `WordEar` with a recogniser that is made when a model needs it.
+
+    Args:
+        recogniser: Returns the recogniser for speech that is like an example.
+    """
+    return lambda how: ChunkedWords(
+        recogniser(how.example), how.chunk_s, how.in_own_words, Waiting(last=how.num_waiting)
     )

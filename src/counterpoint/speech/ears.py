@@ -45,9 +45,23 @@ class ChunkEar(Protocol):
 InOwnWords = Callable[[str], Sequence[str]]
 """Returns a recognised word in words that a model knows; none if it is like none of them."""
 
-WordEar = Callable[[float, InOwnWords, int], ChunkEar]
-"""Returns an ear that recognises words.
 
-The arguments are the seconds of a chunk, the words of the model, and how many last words of a chunk
-wait for the next one because they may still change.
-"""
+class HeardWords(NamedTuple):
+    """How a model that hears words is told them.
+
+    Attributes:
+        chunk_s: Seconds of a chunk.
+        in_own_words: Brings a recognised word into the words of the model.
+        num_waiting: Number of last words of a chunk that wait for the next one, because they may
+            still change.
+        example: Text that is like what will be said; a recogniser expects its words.
+    """
+
+    chunk_s: float
+    in_own_words: InOwnWords
+    num_waiting: int
+    example: str = ""
+
+
+WordEar = Callable[[HeardWords], ChunkEar]
+"""Returns an ear that recognises words."""

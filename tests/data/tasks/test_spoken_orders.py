@@ -292,11 +292,28 @@ def test_no_text_that_is_held_out_is_learned() -> None:
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(UserError, match="`late` from 0 to 1"):
+    with pytest.raises(UserError, match="`late` must be from 0 to 1"):
         SpokenOrdersData(late=1.5)
+    with pytest.raises(UserError, match="`left_out` must be at least 0 and below 1: got 1"):
+        SpokenOrdersData(left_out=1.0)
     with pytest.raises(UserError, match="`pace_spread` must be"):
         SpokenOrdersData(pace_spread=1.0)
     with pytest.raises(UserError, match="at least 114 ids"):
         DATA.prepare(Shanks(ShanksConfig(tower=tiny_models.tower(8, 1, 1, 512), vocab_size=100)))
     with pytest.raises(UserError, match="`row_ticks` must hold an item"):
         SpokenOrdersData(row_ticks=20).prepare(model()).batches(1, 0).batch(0)
+
+
+def test_words_that_nobody_hears_are_left_out_in_training_alone() -> None:
+    exact, worse = SpokenOrdersData(), SpokenOrdersData(left_out=0.2)
+    num_said = num_heard = 0
+    for number in range(200):
+        said, heard = exact.rounds(number), worse.rounds(number)
+        for one, other in zip(said, heard, strict=True):
+            assert {**other, HEARD: ""} == {**one, HEARD: ""}  # thoughts and calls stay right
+            words = iter(one.get(HEARD, "").split())
+            assert all(word in words for word in other.get(HEARD, "").split())
+            num_said += len(one.get(HEARD, "").split())
+            num_heard += len(other.get(HEARD, "").split())
+        assert worse.rounds(number, held_out=True) == exact.rounds(number, held_out=True)
+    assert 0.78 < num_heard / num_said < 0.82

@@ -58,7 +58,7 @@ from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
 from counterpoint.literals import literals_checked
 from counterpoint.progress import Progress
-from counterpoint.speech.ears import ChunkEar, WordEar
+from counterpoint.speech.ears import ChunkEar, HeardWords, WordEar
 from counterpoint.speech.mels import ChunkedMels
 from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch, join_batches
@@ -175,7 +175,7 @@ class SpokenMathsData:
             )
         heard = next(iter(layout.by_role(Role.HEARD)), None)
         if heard is None or heard.is_discrete:
-            return by_words(self.chunk_s, in_problem_words, max(self.held_back, 1))
+            return by_words(HeardWords(self.chunk_s, in_problem_words, max(self.held_back, 1)))
         if self.sound is None:
             raise UserError(
                 "A model that hears frames of sound must have learned from sound: its data are "

@@ -39,12 +39,13 @@ from counterpoint.data.tasks.tool_world import OrderWorld
 from counterpoint.data.tools import Tool
 from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
-from counterpoint.speech.ears import ChunkEar, WordEar
+from counterpoint.speech.ears import ChunkEar, HeardWords, WordEar
 from counterpoint.streams import schedule
 from counterpoint.streams.batch import Batch
-from counterpoint.streams.rounds import Marks, lay_out_rounds
+from counterpoint.streams.rounds import HEARD, Marks, lay_out_rounds
 from counterpoint.streams.spec import UNSET_ID, Layout, Role
 
+_EXAMPLES = 4  # with two, a recogniser heard no better than with none
 _LATEST = 2  # chunks by which a response is late at most
 _NEXT = 10**9  # from an order to the one that takes its place if its text is of the other side
 
@@ -70,6 +71,8 @@ class SpokenOrdersData:
         pace_spread: Share of the rate by which it differs at most between orders.
         chunk_s: Seconds of a chunk.
         late: Share of the calls whose response comes one or two chunks late; see `order_rounds`.
+        left_out: Share of the words that nobody hears in training, though what is thought about the
+            order stays right; a recogniser mishears such a share.
         row_ticks: Number of ticks of a row.
         num_rows: Number of rows to learn from.
         num_held_out: Number of held-out rows of one order each.
@@ -81,6 +84,7 @@ class SpokenOrdersData:
     pace_spread: float = 0.15
     chunk_s: float = 2.0
     late: float = 0.25
+    left_out: float = 0.0
     row_ticks: int = 512
     num_rows: int = 100_000
     num_held_out: int = 64
@@ -91,11 +95,13 @@ class SpokenOrdersData:
         for name in ("words_per_s", "chunk_s", "row_ticks", "num_rows"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"`{name}` must be above 0: got {getattr(self, name)}.")
-        if not (0 <= self.pace_spread < 1 and 0 <= self.late <= 1):
-            raise UserError(
-                "`pace_spread` must be at least 0 and below 1, and `late` from 0 to 1: got "
-                f"{self.pace_spread} and {self.late}."
-            )
+        for name in ("pace_spread", "left_out"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(
+                    f"`{name}` must be at least 0 and below 1: got {getattr(self, name)}."
+                )
+        if not 0 <= self.late <= 1:
+            raise UserError(f"`late` must be from 0 to 1: got {self.late}.")
 
     @property
     def words(self) -> OrderWords:
@@ -114,7 +120,12 @@ class SpokenOrdersData:
 
     def ear(self, layout: Layout, by_words: WordEar) -> ChunkEar:
         """Return what a model hears of a recording; for the arguments see `ThoughtData.ear`."""
-        return by_words(self.chunk_s, in_order_words, 1)
+        return by_words(self.heard_words())
+
+    def heard_words(self) -> HeardWords:
+        """Return how a model is told words; the example has the first orders to learn from."""
+        example = " ".join(f"{self.request(n).text.capitalize()}." for n in range(_EXAMPLES))
+        return HeardWords(self.chunk_s, in_order_words, 1, example)
 
     def tools(self) -> tuple[Tool, ...]:
         """Return the tool that a model calls, which changes a small world of its own."""
@@ -158,7 +169,17 @@ class SpokenOrdersData:
         """Return the rounds of an order, as texts; see `order_rounds`."""
         request = self.request(number, held_out=held_out)
         pace = self.pace(number, held_out=held_out)
-        return order_rounds(request, pace.words_per_s, self.chunk_s, self.marks, pace.late)
+        rounds = order_rounds(request, pace.words_per_s, self.chunk_s, self.marks, pace.late)
+        return rounds if held_out else self._misheard(rounds, number)
+
+    def _misheard(self, rounds: Sequence[dict[str, str]], number: int) -> list[dict[str, str]]:
+        """Return rounds without the words that nobody hears."""
+        rng = Random(f"left out {self._seed(held_out=False)} {number}")
+
+        def kept(text: str) -> str:
+            return "".join(f" {one}" for one in text.split() if rng.random() >= self.left_out)
+
+        return [one | {HEARD: kept(one[HEARD])} if HEARD in one else one for one in rounds]
 
     def pace(self, number: int, *, held_out: bool = False) -> OrderPace:
         """Return how fast an order is spoken, and how late the response to its call comes."""
