@@ -1,0 +1,198 @@
+"""Spoken orders by ear: what is left of calls while listening when a recogniser hears the orders?
+
+Protocol: docs/results/spoken_orders_ear_declared.json. Every model hears the same orders through
+Whisper tiny.en, which was told nothing or what orders are like. What is recognised and what a
+folder gave are kept beside ``--out``. Models are runs of `shanks_tools_small`; those that call
+after listening are the same recipe with `--data.chunk-s 60`.
+
+    python benchmarks/orders_by_ear.py --listening runs/tools-0 runs/tools-1 \
+        --after runs/after-0 runs/after-1 --left-out-listening runs/left-0 runs/left-1 \
+        --left-out-after runs/left-after-0 runs/left-after-1 --data ../data/speech --out out.json
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from bench_spoken_orders import counted, difference, opened, summarised
+from record import finish, resumed
+from torch import Tensor
+
+from counterpoint.data.tasks.spoken_orders.rounds import determined
+from counterpoint.data.tasks.spoken_orders.source import SpokenOrdersData
+from counterpoint.data.tasks.spoken_tools import SPOKEN, ToolRequest, recorded_requests
+from counterpoint.evaluate.duplex.spoken_orders import order_floors, serve_parts
+from counterpoint.progress import Progress
+from counterpoint.runtime.cascade.ear import EAR_HZ
+from counterpoint.runtime.clocked import Part
+from counterpoint.runtime.heard_words import ChunkedWords, recognised_by
+from counterpoint.runtime.thinker import SystemThinker
+from counterpoint.speech.audio import read_audio
+from counterpoint.speech.ears import HeardChunk, HeardWords
+from counterpoint.speech.partials import PartialTranscriber
+from counterpoint.speech.voices import Synthesizer, Voice
+
+QUESTION = "What is left of calls while listening when a recogniser hears the orders?"
+FIRST_ORDER = 200
+NOISE_DB = 10.0
+USUAL = SpokenOrdersData()
+
+
+class Order(NamedTuple):
+    """An order, with the end of its recording, and the recording."""
+
+    request: ToolRequest
+    audio: Tensor
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Let all models hear the orders, and write what came of them."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    arms = ("listening", "after", "left out, listening", "left out, after")
+    for arm in arms:
+        option = f"--{arm.replace(', ', '-').replace(' ', '-')}"
+        parser.add_argument(option, nargs="*", type=Path, default=[], dest=arm)
+    parser.add_argument("--orders", type=int, default=100)
+    parser.add_argument("--data", type=Path, default=None, help="folder of real recordings")
+    parser.add_argument("--out", type=Path, required=True)
+    options = vars(parser.parse_args(argv))
+    torch.set_num_threads(1)
+    numbers = range(FIRST_ORDER, FIRST_ORDER + options["orders"])
+    sounds = {"piper": spoken(numbers)}
+    if options["data"]:
+        noises = [read_audio(path, EAR_HZ, 1)[0] for path in every(options["data"], "noise")]
+        sounds["noise"] = [noisy(order, noises[n]) for n, order in enumerate(sounds["piper"])]
+        sounds["people"] = people(options["data"])
+    memory: dict[tuple[str, str, float], list[list[HeardChunk]]] = {}
+    found: dict[str, Any] = {}
+    for sound, orders in sounds.items():
+        for ear in ("plain", "example"):
+            for arm in arms:
+                work = partial(heard, name=(sound, ear), orders=orders, memory=memory)
+                items = {f"{folder}, {ear}, {sound}": folder for folder in options[arm]}
+                rows = resumed(work, items, options["out"].with_suffix(".rows.json"))
+                if rows:
+                    found[f"{sound}, {ear}, {arm}"] = {k: [row[k] for row in rows] for k in rows[0]}
+    result = {
+        "summary": {name: summarised(rows) for name, rows in found.items()},
+        "pairs": pairs(found),
+        "rules": {
+            f"{sound}, {ear}, {chunk_s:g} s": rules(sounds[sound], chunks)
+            for (sound, ear, chunk_s), chunks in memory.items()
+        },
+        "floors": order_floors(USUAL, numbers),
+        "numbers": {name: len(orders) for name, orders in sounds.items()},
+    }
+    finish(QUESTION, result, str(options["out"]))
+
+
+def every(folder: Path, kind: str) -> list[Path]:
+    """Return the recordings of a kind, spread over its folder, in one order for all."""
+    paths = sorted((folder / kind).rglob("*.opus"))
+    return [paths[7 * n % len(paths)] for n in range(len(paths))]
+
+
+def spoken(numbers: Sequence[int]) -> list[Order]:
+    """Return held-out orders as Piper says them."""
+    voice = Synthesizer()
+    requests = [USUAL.request(number, held_out=True) for number in numbers]
+    sounds = [voice.speak(one.text, Voice(formant=1.0), EAR_HZ).audio for one in requests]
+    return [ended(one, audio) for one, audio in zip(requests, sounds, strict=True)]
+
+
+def ended(request: ToolRequest, audio: Tensor) -> Order:
+    """Return an order whose speech is over when its recording ends."""
+    return Order(replace(request, stop_s=len(audio) / EAR_HZ), audio)
+
+
+def noisy(order: Order, noise: Tensor) -> Order:
+    """Return an order with noise, `NOISE_DB` weaker than all of the speech."""
+    audio = order.audio
+    repeated = noise.repeat(-(-len(audio) // len(noise)))[: len(audio)]
+    loud = audio.square().mean() / repeated.square().mean().clamp_min(1e-12)
+    return Order(order.request, audio + repeated * (loud * 10 ** (-NOISE_DB / 10)).sqrt())
+
+
+def people(folder: Path) -> list[Order]:
+    """Return the recorded orders that have only slots and drinks of the training data."""
+    drinks = {USUAL.request(n).calls[0].arguments[SPOKEN[-1]] for n in range(200)}
+    requests = [
+        request
+        for request in recorded_requests(folder)
+        for slots in [request.calls[0].arguments]
+        if set(slots) <= set(SPOKEN) and slots.get(SPOKEN[-1]) in drinks
+    ]
+    return [ended(one, read_audio(str(one.recording), EAR_HZ, 1)[0]) for one in requests]
+
+
+def heard(
+    folder: Path,
+    name: tuple[str, str],
+    orders: Sequence[Order],
+    memory: dict[tuple[str, str, float], list[list[HeardChunk]]],
+) -> dict[str, list[float]]:
+    """Return what came of every order, as numbers."""
+    system, data = opened(folder)
+    key = (*name, data.chunk_s)
+    if key not in memory:
+        memory[key] = recognised(orders, name[1], data.chunk_s)
+    served = []
+    for order, chunks in zip(orders, memory[key], strict=True):
+        parts = [Part(one.content, one.start_s, one.end_s, one.text) for one in chunks]
+        thinker = SystemThinker(system, data.words, data.marks)
+        served.append(serve_parts(thinker, data, order.request, parts))
+    return counted(served)
+
+
+def recognised(orders: Sequence[Order], ear: str, chunk_s: float) -> list[list[HeardChunk]]:
+    """Return the chunks of all orders, as the ear of a model tells them."""
+    how = told_by(ear, chunk_s)
+    recognise = PartialTranscriber(how.example)
+    found = []
+    for order in Progress().over(f"recognising, {ear}, {chunk_s:g} s", orders, len(orders)):
+        words = recognised_by(lambda _: recognise)(how)
+        assert isinstance(words, ChunkedWords)
+        found.append([*words.push(order.audio), words.finish()])
+    return found
+
+
+def told_by(ear: str, chunk_s: float) -> HeardWords:
+    """Return how words are told by an ear."""
+    how = replace(USUAL, chunk_s=chunk_s).heard_words()
+    return how if ear == "example" else how._replace(example="")
+
+
+def rules(orders: Sequence[Order], chunks: Sequence[Sequence[HeardChunk]]) -> float:
+    """Return the share of orders whose values are what rules find in all words."""
+    right = 0
+    for order, parts in zip(orders, chunks, strict=True):
+        words = [word for part in parts for word in str(part.content).split()]
+        right += determined(words, is_over=True) == dict(order.request.calls[0].arguments)
+    return right / len(orders)
+
+
+def pairs(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the declared differences of right orders, and the same of the other sounds."""
+    usual, better = "example, listening", "example, left out, listening"
+    wanted = [
+        (usual, "plain, listening"),
+        (better, usual),
+        (usual, "example, after"),
+        (better, "example, left out, after"),
+    ]
+    return {
+        f"{sound}: {one} less {other}": difference(
+            found[f"{sound}, {one}"], found[f"{sound}, {other}"]
+        )
+        for sound in ("piper", "noise", "people")
+        for one, other in wanted
+        if f"{sound}, {one}" in found and f"{sound}, {other}" in found
+    }
+
+
+if __name__ == "__main__":
+    main()
