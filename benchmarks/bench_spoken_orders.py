@@ -2,17 +2,15 @@
 
 Protocol: docs/results/spoken_orders_declared.json. Every model hears the same held-out orders with
 three counters. What a folder gave is kept beside ``--out``; take another name after a new training.
-By ear a call is early if it succeeds before the recording ends, with its silence. Models are runs
-of `shanks_tools_small`; those that call after listening are the same recipe with `--data.chunk-s
-60`.
+Models are runs of `shanks_tools_small`; those that call after listening are the same recipe with
+`--data.chunk-s 60`. By ear they are measured by `orders_by_ear.py`.
 
     python benchmarks/bench_spoken_orders.py --listening runs/tools-0 runs/tools-1 \
         --after runs/after-0 runs/after-1 --orders 500 --out results.json
 """
 
 import argparse
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from record import finish, resumed
-from torch import Tensor
 
 from counterpoint.data.tasks.spoken_orders.source import SpokenOrdersData
-from counterpoint.data.tasks.spoken_orders.words import in_order_words
-from counterpoint.data.tasks.spoken_tools import ToolRequest, score_requests
+from counterpoint.data.tasks.spoken_tools import score_requests
 from counterpoint.evaluate.duplex.spoken_orders import (
     OrderCounter,
     Served,
@@ -32,18 +28,11 @@ from counterpoint.evaluate.duplex.spoken_orders import (
     order_scores,
     serve,
     serve_by_maker,
-    serve_parts,
 )
 from counterpoint.evaluate.statistics import Interval, bootstrap_difference, bootstrap_ratio
 from counterpoint.progress import Progress
 from counterpoint.recipes.cells import write_records
-from counterpoint.runtime.cascade.ear import EAR_HZ
-from counterpoint.runtime.clocked import Part
-from counterpoint.runtime.heard_words import ChunkedWords
 from counterpoint.runtime.load import load
-from counterpoint.runtime.thinker import SystemThinker
-from counterpoint.speech.partials import PartialTranscriber
-from counterpoint.speech.voices import Synthesizer, Voice
 from counterpoint.systems.contract import System
 
 QUESTION = "Does a trained SHANKS have its tool called before a spoken order is over?"
@@ -61,25 +50,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--listening", nargs="+", type=Path, default=[])
     parser.add_argument("--after", nargs="*", type=Path, default=[])
     parser.add_argument("--orders", type=int, default=500)
-    parser.add_argument("--by-ear", type=int, default=0, help="orders spoken and recognised")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     arms = {"while listening": options.listening, "after listening": options.after}
     data = SpokenOrdersData()
-    sounds = spoken(data, range(100, 100 + options.by_ear)) if options.by_ear else []
     kept = options.out.with_suffix(".rows.json")
     found: dict[str, Any] = {}
-    for counter in (*COUNTERS, *(["by ear"] if sounds else [])):
+    for counter in COUNTERS:
         for arm, folders in arms.items():
-            work = partial(heard, counter=counter, number=options.orders, sounds=sounds)
-            number = len(sounds) if counter == "by ear" else options.orders
-            items = {f"{one}, {counter}, {number} orders": one for one in folders}
+            work = partial(heard, counter=counter, number=options.orders)
+            items = {f"{one}, {counter}, {options.orders} orders": one for one in folders}
             rows = resumed(work, items, kept)
             if rows:
                 found[f"{arm}, {counter}"] = {name: [row[name] for row in rows] for name in rows[0]}
     summary = {name: summarised(rows) for name, rows in found.items()}
-    for counter in (*COUNTERS, "by ear"):
+    for counter in COUNTERS:
         ours, theirs = (found.get(f"{arm}, {counter}") for arm in arms)
         if ours and theirs:
             summary[f"right, while less after listening, {counter}"] = difference(ours, theirs)
@@ -120,45 +106,11 @@ def opened(folder: Path) -> tuple[System, SpokenOrdersData]:
     return loaded.system, data
 
 
-Sound = tuple[ToolRequest, Tensor]
-
-
-def spoken(data: SpokenOrdersData, numbers: Sequence[int]) -> list[Sound]:
-    """Return held-out orders as Piper says them, with the times at which the speech ends."""
-    voice = Synthesizer()
-    found = []
-    for number in numbers:
-        request = data.request(number, held_out=True)
-        audio = voice.speak(request.text, Voice(formant=1.0), EAR_HZ).audio
-        found.append((replace(request, stop_s=len(audio) / EAR_HZ), audio))
-    return found
-
-
-def heard(
-    folder: Path, counter: str, number: int, sounds: Sequence[Sound]
-) -> dict[str, list[float]]:
-    """Return what came of every order at a counter, or by ear, as numbers."""
+def heard(folder: Path, counter: str, number: int) -> dict[str, list[float]]:
+    """Return what came of every order at a counter, as numbers."""
     system, data = opened(folder)
-    title = f"{folder.name}, {counter}"
-    if counter == "by ear":
-        served = by_ear(system, data, Progress().over(title, sounds, len(sounds)))
-    else:
-        places = Progress().over(title, range(number), number)
-        served = [serve(system, data, place, COUNTERS[counter]) for place in places]
-    return counted(served)
-
-
-def by_ear(system: System, data: SpokenOrdersData, sounds: Iterable[Sound]) -> list[Served]:
-    """Return what comes of orders that a recogniser hears for a model."""
-    recognise = PartialTranscriber()
-    served = []
-    for request, audio in sounds:
-        ear = ChunkedWords(recognise, data.chunk_s, in_order_words)
-        chunks = [*ear.push(audio), ear.finish()]
-        parts = [Part(one.content, one.start_s, one.end_s, one.text) for one in chunks]
-        thinker = SystemThinker(system, data.words, data.marks)
-        served.append(serve_parts(thinker, data, request, parts))
-    return served
+    places = Progress().over(f"{folder.name}, {counter}", range(number), number)
+    return counted([serve(system, data, place, COUNTERS[counter]) for place in places])
 
 
 def counted(served: Sequence[Served]) -> dict[str, list[float]]:
