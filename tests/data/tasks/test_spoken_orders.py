@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from itertools import product
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from counterpoint.data.source import DataSource
+from counterpoint.data.tasks.spoken_orders.freely import freely_said
 from counterpoint.data.tasks.spoken_orders.rounds import determined, order_chunks, order_rounds
 from counterpoint.data.tasks.spoken_orders.source import PreparedOrders, SpokenOrdersData
 from counterpoint.data.tasks.spoken_orders.words import OrderWords
@@ -82,7 +84,7 @@ def test_value_is_determined_by_the_word_after_it(
 
 
 def test_word_that_ends_with_a_chunk_is_heard_in_it() -> None:
-    chunks = order_chunks("one two three four five six seven", 2.0, 1.5)
+    chunks = order_chunks(["one", "two", "three", "four", "five", "six", "seven"], 2.0, 1.5)
     assert [chunk.words for chunk in chunks] == [
         ("one", "two", "three"), ("four", "five", "six"), ("seven",),
     ]  # fmt: skip
@@ -96,7 +98,7 @@ def test_call_is_written_in_the_first_chunk_that_determines_all_arguments(
 ) -> None:
     for request in REQUESTS:
         (call,) = request.calls
-        rounds = order_rounds(request, words_per_s, chunk_s, MARKS, late)
+        rounds = order_rounds(request.text.split(), words_per_s, chunk_s, MARKS, late)
         assert arguments_of(rounds) == call.arguments
         heard = [len(one[HEARD].split()) for one in rounds if HEARD in one]
         assert sum(heard) == len(request.text.split())
@@ -228,7 +230,7 @@ class LateTools:
 
 def decoded(request: ToolRequest, late: int) -> tuple[str, str, ClockedDecoder, OrderWorld]:
     """Let a decoder hear an order; return what it read and wrote, and the row of the order."""
-    rounds = order_rounds(request, 2.8, 2.0, MARKS, late)
+    rounds = order_rounds(request.text.split(), 2.8, 2.0, MARKS, late)
     row = "".join(one[name] for one in rounds for name in ROUND if name in one)
     config = ClockConfig(chunk_s=2.0, tokens_per_s=DATA.tokens_per_s)
     clock = SimulatedClock(config.tokens_per_s)
@@ -237,7 +239,7 @@ def decoded(request: ToolRequest, late: int) -> tuple[str, str, ClockedDecoder, 
     calls = ClockedCalls(Calls(world.tools(), lambda: TimedLane(FakeClock())), clock)
     tools: Tools = LateTools(reciter, rounds, late) if late else calls
     decoder = ClockedDecoder(reciter, config, clock, tools)
-    chunks = order_chunks(request.text, 2.8, 2.0)
+    chunks = order_chunks(request.text.split(), 2.8, 2.0)
     for place, chunk in enumerate(chunks):
         content = "".join(f" {word}" for word in chunk.words)
         decoder.hear(content, chunk.start_s, chunk.end_s, last=place == len(chunks) - 1)
@@ -294,8 +296,8 @@ def test_no_text_that_is_held_out_is_learned() -> None:
 def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(UserError, match="`late` must be from 0 to 1"):
         SpokenOrdersData(late=1.5)
-    with pytest.raises(UserError, match="`left_out` must be at least 0 and below 1: got 1"):
-        SpokenOrdersData(left_out=1.0)
+    with pytest.raises(UserError, match="`freely` must be from 0 to 1: got -1"):
+        SpokenOrdersData(freely=-1.0)
     with pytest.raises(UserError, match="`pace_spread` must be"):
         SpokenOrdersData(pace_spread=1.0)
     with pytest.raises(UserError, match="at least 114 ids"):
@@ -304,16 +306,31 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         SpokenOrdersData(row_ticks=20).prepare(model()).batches(1, 0).batch(0)
 
 
-def test_words_that_nobody_hears_are_left_out_in_training_alone() -> None:
-    exact, worse = SpokenOrdersData(), SpokenOrdersData(left_out=0.2)
-    num_said = num_heard = 0
+def test_silence_takes_the_time_of_words_and_is_not_heard() -> None:
+    said = ["", "a", "", "", "latte", "please", ""]
+    chunks = order_chunks(said, 1.0, 2.0)
+    assert [chunk.words for chunk in chunks] == [("a",), (), ("latte", "please"), ()]
+    assert [chunk.end_s for chunk in chunks] == [2.0, 4.0, 6.0, 7.0]
+    rounds = order_rounds(said, 1.0, 2.0, MARKS)
+    assert [one[HEARD] for one in rounds if HEARD in one] == [" a", "", " latte please", ""]
+    assert called_in(rounds) == 2
+
+
+def test_orders_that_are_said_freely_are_the_same_orders_heard_worse() -> None:
+    plain, freely = SpokenOrdersData(), SpokenOrdersData(freely=1.0)
+    known = set(plain.words.pieces)
+    num_heard = num_said = 0
     for number in range(200):
-        said, heard = exact.rounds(number), worse.rounds(number)
-        for one, other in zip(said, heard, strict=True):
-            assert {**other, HEARD: ""} == {**one, HEARD: ""}  # thoughts and calls stay right
-            words = iter(one.get(HEARD, "").split())
-            assert all(word in words for word in other.get(HEARD, "").split())
-            num_said += len(one.get(HEARD, "").split())
-            num_heard += len(other.get(HEARD, "").split())
-        assert worse.rounds(number, held_out=True) == exact.rounds(number, held_out=True)
-    assert 0.78 < num_heard / num_said < 0.82
+        request = plain.request(number)
+        said = freely_said(request, Random(number))
+        words = list(filter(None, said))
+        assert {f" {word}" for word in words} <= known
+        assert determined(words, is_over=True) == request.calls[0].arguments
+        rounds = freely.rounds(number)
+        assert arguments_of(rounds) == request.calls[0].arguments
+        num_heard += sum(len(one[HEARD].split()) for one in rounds if HEARD in one)
+        num_said += len(words)
+        assert freely.rounds(number, held_out=True) == plain.rounds(number, held_out=True)
+        assert rounds == freely.rounds(number)
+    assert 0.85 < num_heard / num_said < 0.95
+    assert SpokenOrdersData(freely=0.5).rounds(0) in (plain.rounds(0), freely.rounds(0))

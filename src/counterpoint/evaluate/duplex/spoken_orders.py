@@ -93,7 +93,7 @@ class OrderMaker:
     def __init__(self, request: ToolRequest, data: SpokenOrdersData, words_per_s: float) -> None:
         self._words = data.words
         self._marks = data.marks
-        rounds = order_rounds(request, words_per_s, data.chunk_s, data.marks)
+        rounds = order_rounds(request.text.split(), words_per_s, data.chunk_s, data.marks)
         self._thoughts = [one[THOUGHT] for one in rounds if HEARD in one]  # up to the call
         self._answer = rounds[-1][ANSWER]
         self._is_told = False  # of a response that it has not thought about
@@ -219,7 +219,7 @@ def _taking(tools: Sequence[Tool], call_s: float, watch: _Watch) -> list[Tool]:
 
 def _parts(request: ToolRequest, data: SpokenOrdersData, number: int) -> Iterator[Part]:
     pace = data.pace(number, held_out=True)
-    for chunk in order_chunks(request.text, pace.words_per_s, data.chunk_s):
+    for chunk in order_chunks(request.text.split(), pace.words_per_s, data.chunk_s):
         content = "".join(f" {word}" for word in chunk.words)
         yield Part(content, chunk.start_s, chunk.end_s, content.strip())
 

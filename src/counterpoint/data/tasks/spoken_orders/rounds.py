@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from counterpoint.data.tasks.spoken_maths.hearing import chunk_ends
-from counterpoint.data.tasks.spoken_tools import CORRECTIONS, SPOKEN, ToolRequest
+from counterpoint.data.tasks.spoken_tools import CORRECTIONS, SPOKEN
 from counterpoint.data.tasks.tool_world import ORDER, SLOTS
 from counterpoint.streams.rounds import ANSWER, HEARD, MARK, RESPONSE, THOUGHT, Marks
 from counterpoint.streams.seconds import border_s, exact, num_complete
@@ -50,22 +50,21 @@ class OrderChunk(NamedTuple):
     words: tuple[str, ...]
 
 
-def order_chunks(text: str, words_per_s: float, chunk_s: float) -> list[OrderChunk]:
+def order_chunks(said: Sequence[str], words_per_s: float, chunk_s: float) -> list[OrderChunk]:
     """Cut an order into chunks.
 
     Args:
-        text: What is said.
+        said: The words, and silences of the same length, which are empty.
         words_per_s: Words a second, all equally long.
         chunk_s: Seconds of a chunk; the last may be shorter.
     """
-    words = text.split()
     word_s = 1 / exact(words_per_s)
     chunks = []
     start_s = 0.0
     first = 0
-    for end_s in chunk_ends(border_s(len(words), word_s), chunk_s):
+    for end_s in chunk_ends(border_s(len(said), word_s), chunk_s):
         stop = num_complete(end_s, word_s)
-        chunks.append(OrderChunk(start_s, end_s, tuple(words[first:stop])))
+        chunks.append(OrderChunk(start_s, end_s, tuple(filter(None, said[first:stop]))))
         start_s = end_s
         first = stop
     return chunks
@@ -101,12 +100,12 @@ def _value_at(words: Sequence[str], place: int) -> tuple[str, str]:
 
 
 def order_rounds(
-    request: ToolRequest, words_per_s: float, chunk_s: float, marks: Marks, late: int = 0
+    said: Sequence[str], words_per_s: float, chunk_s: float, marks: Marks, late: int = 0
 ) -> list[dict[str, str]]:
     """Return the rounds of an order: the text of each part of `counterpoint.streams.rounds.ROUND`.
 
     Args:
-        request: One of `generated_requests`.
+        said: The words of an order, and silences; see `order_chunks`.
         words_per_s: Words a second.
         chunk_s: Seconds of a chunk.
         marks: Marks of the sequence.
@@ -114,7 +113,7 @@ def order_rounds(
             response comes; 0 if it comes during that thought. A call in the last thought is always
             waited for.
     """
-    chunks = order_chunks(request.text, words_per_s, chunk_s)
+    chunks = order_chunks(said, words_per_s, chunk_s)
     rounds: list[dict[str, str]] = []
     words: list[str] = []
     known: dict[str, str] = {}
@@ -123,13 +122,13 @@ def order_rounds(
     for place, chunk in enumerate(chunks):
         is_last = place == len(chunks) - 1
         words += chunk.words
-        part = {HEARD: _spaced(chunk.words), MARK: marks.last if is_last else marks.part}
+        part = {HEARD: spaced(chunk.words), MARK: marks.last if is_last else marks.part}
         thought = ""
         if place == due:
             part[RESPONSE] = response
             thought = ORDERED
         now = determined(words, is_over=is_last)
-        thought += _spaced([f"{slot} {value}" for slot, value in now.items() if slot not in known])
+        thought += spaced([f"{slot} {value}" for slot, value in now.items() if slot not in known])
         is_called = _LAST_SLOT in now and _LAST_SLOT not in known
         known = now
         if is_called:
@@ -156,8 +155,9 @@ def written_call(arguments: Mapping[str, str], marks: Marks) -> str:
 
 def answer_to(arguments: Mapping[str, str]) -> str:
     """Return the answer to an order that was made."""
-    return _spaced(["one", *arguments.values(), "coming"])
+    return spaced(["one", *arguments.values(), "coming"])
 
 
-def _spaced(words: Sequence[str]) -> str:
+def spaced(words: Sequence[str]) -> str:
+    """Return words as one text, with a blank before each."""
     return "".join(f" {word}" for word in words)

@@ -28,7 +28,8 @@ from counterpoint.data.tasks.spoken_maths.packing import (
     written_rows,
     written_stream,
 )
-from counterpoint.data.tasks.spoken_orders.rounds import order_rounds
+from counterpoint.data.tasks.spoken_orders.freely import freely_said, words_heard
+from counterpoint.data.tasks.spoken_orders.rounds import order_rounds, spaced
 from counterpoint.data.tasks.spoken_orders.words import (
     OrderWords,
     in_order_words,
@@ -71,8 +72,8 @@ class SpokenOrdersData:
         pace_spread: Share of the rate by which it differs at most between orders.
         chunk_s: Seconds of a chunk.
         late: Share of the calls whose response comes one or two chunks late; see `order_rounds`.
-        left_out: Share of the words that nobody hears in training, though what is thought about the
-            order stays right; a recogniser mishears such a share.
+        freely: Share of the orders to learn from that are said as people say them, and of which
+            words are missed; see `counterpoint.data.tasks.spoken_orders.freely`.
         row_ticks: Number of ticks of a row.
         num_rows: Number of rows to learn from.
         num_held_out: Number of held-out rows of one order each.
@@ -84,7 +85,7 @@ class SpokenOrdersData:
     pace_spread: float = 0.15
     chunk_s: float = 2.0
     late: float = 0.25
-    left_out: float = 0.0
+    freely: float = 0.0
     row_ticks: int = 512
     num_rows: int = 100_000
     num_held_out: int = 64
@@ -95,13 +96,13 @@ class SpokenOrdersData:
         for name in ("words_per_s", "chunk_s", "row_ticks", "num_rows"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"`{name}` must be above 0: got {getattr(self, name)}.")
-        for name in ("pace_spread", "left_out"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(
-                    f"`{name}` must be at least 0 and below 1: got {getattr(self, name)}."
-                )
-        if not 0 <= self.late <= 1:
-            raise UserError(f"`late` must be from 0 to 1: got {self.late}.")
+        if not 0 <= self.pace_spread < 1:
+            raise UserError(
+                f"`pace_spread` must be at least 0 and below 1: got {self.pace_spread}."
+            )
+        for name in ("late", "freely"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"`{name}` must be from 0 to 1: got {getattr(self, name)}.")
 
     @property
     def words(self) -> OrderWords:
@@ -169,17 +170,16 @@ class SpokenOrdersData:
         """Return the rounds of an order, as texts; see `order_rounds`."""
         request = self.request(number, held_out=held_out)
         pace = self.pace(number, held_out=held_out)
-        rounds = order_rounds(request, pace.words_per_s, self.chunk_s, self.marks, pace.late)
-        return rounds if held_out else self._misheard(rounds, number)
-
-    def _misheard(self, rounds: Sequence[dict[str, str]], number: int) -> list[dict[str, str]]:
-        """Return rounds without the words that nobody hears."""
-        rng = Random(f"left out {self._seed(held_out=False)} {number}")
-
-        def kept(text: str) -> str:
-            return "".join(f" {one}" for one in text.split() if rng.random() >= self.left_out)
-
-        return [one | {HEARD: kept(one[HEARD])} if HEARD in one else one for one in rounds]
+        freely = Random(f"freely {self._seed(held_out=held_out)} {number}")
+        if held_out or freely.random() >= self.freely:
+            said = request.text.split()
+            return order_rounds(said, pace.words_per_s, self.chunk_s, self.marks, pace.late)
+        said = freely_said(request, freely)
+        rounds = order_rounds(said, pace.words_per_s, self.chunk_s, self.marks, pace.late)
+        return [
+            one | {HEARD: spaced(words_heard(one[HEARD].split(), freely))} if HEARD in one else one
+            for one in rounds
+        ]
 
     def pace(self, number: int, *, held_out: bool = False) -> OrderPace:
         """Return how fast an order is spoken, and how late the response to its call comes."""

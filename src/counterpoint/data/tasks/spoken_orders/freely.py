@@ -1,0 +1,64 @@
+"""Orders as people say them, and as a recogniser hears them.
+
+Recorded people wait before they order and after it, stop between words, name a roast before a size,
+and mostly say no more after the drink; and of what they say a recogniser misses words. Nothing here
+has words of its own, so a model knows all of them anyway.
+"""
+
+from collections.abc import Sequence
+from random import Random
+
+from counterpoint.data.tasks.spoken_tools import (
+    CORRECTIONS,
+    ENDINGS,
+    OPENINGS,
+    SPOKEN,
+    ToolRequest,
+)
+
+SILENCE = ""
+"""What is said during the time of a word in which nothing is said."""
+
+_MORE_OPENINGS = ("can i have a", "i want a", "make me a", "me a", "i have a", "a", "")
+_ENDED_SHARE = 0.4
+_PAUSE_SHARE = 0.12  # of the words have a pause before them
+_MOST_PAUSE = 4  # times of a word, as all that follows
+_MOST_BEFORE = 6
+_MOST_AFTER = 8
+_MISSED_SHARE = 0.1
+
+
+def freely_said(request: ToolRequest, rng: Random) -> list[str]:
+    """Return the words of an order with silences; each takes the time of a word.
+
+    Args:
+        request: One of `generated_requests`.
+        rng: Draws what is said, and the silences.
+    """
+    (call,) = request.calls
+    first = dict(request.stale[0][1]) if request.stale else dict(call.arguments)
+    others = [first[slot] for slot in SPOKEN[:-1] if slot in first]
+    rng.shuffle(others)
+    texts = [rng.choice((*OPENINGS, *_MORE_OPENINGS)), *others, first[SPOKEN[-1]]]
+    if request.stale:
+        texts += [rng.choice(CORRECTIONS), call.arguments[SPOKEN[-1]]]
+    if rng.random() < _ENDED_SHARE:
+        texts.append(rng.choice(ENDINGS))
+    said = [SILENCE] * rng.randint(0, _MOST_BEFORE)
+    for word in " ".join(texts).split():
+        if rng.random() < _PAUSE_SHARE:
+            said += [SILENCE] * rng.randint(1, _MOST_PAUSE)
+        said.append(word)
+    return said + [SILENCE] * rng.randint(0, _MOST_AFTER)
+
+
+def words_heard(words: Sequence[str], rng: Random) -> list[str]:
+    """Return the words of a chunk that a recogniser does not miss.
+
+    The last one is heard: it says whether what was said before it is determined.
+    """
+    return [
+        word
+        for place, word in enumerate(words, 1)
+        if place == len(words) or rng.random() >= _MISSED_SHARE
+    ]
