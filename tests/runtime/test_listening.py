@@ -16,7 +16,7 @@ from counterpoint.data.tasks.spoken_maths.source import PreparedMaths, SpokenMat
 from counterpoint.errors import UserError
 from counterpoint.evaluate.duplex.spoken_maths import converse
 from counterpoint.runtime.listening import ThoughtData, listen_to, with_answer_words
-from counterpoint.speech.ears import ChunkEar, HeardChunk, InOwnWords
+from counterpoint.speech.ears import ChunkEar, HeardChunk, HeardWords
 from counterpoint.speech.voices import Voice
 from counterpoint.streams.rounds import HEARD
 from counterpoint.streams.timeline import Timeline
@@ -51,7 +51,7 @@ def chunks_of(data: SpokenMathsData, *pieces: Tensor) -> list[HeardChunk]:
     return [*(chunk for piece in pieces for chunk in ear.push(piece)), ear.finish()]
 
 
-def no_words(chunk_s: float, in_own_words: InOwnWords, num_waiting: int) -> ChunkEar:
+def no_words(how: HeardWords) -> ChunkEar:
     """A model that hears sound needs no recogniser."""
     raise AssertionError("a recogniser is asked for")
 

@@ -332,5 +332,5 @@ def test_orders_that_are_said_freely_are_the_same_orders_heard_worse() -> None:
         num_said += len(words)
         assert freely.rounds(number, held_out=True) == plain.rounds(number, held_out=True)
         assert rounds == freely.rounds(number)
-    assert 0.85 < num_heard / num_said < 0.95
+    assert 0.9 < num_heard / num_said < 0.97  # the last word of a chunk is not missed
     assert SpokenOrdersData(freely=0.5).rounds(0) in (plain.rounds(0), freely.rounds(0))
