@@ -1,8 +1,8 @@
 """Orders as people say them, and as a recogniser hears them.
 
-Recorded people wait before they order and after it, stop between words, name a roast before a size,
-and mostly say no more after the drink; and of what they say a recogniser misses words. Nothing here
-has words of its own, so a model knows all of them anyway.
+Voices differ in their rate. Recorded people wait before they order and after it, stop between
+words, name a roast before a size, and mostly say no more after the drink; and of what they say a
+recogniser misses words. Nothing here has words of its own, so a model knows all of them anyway.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,10 @@ from counterpoint.data.tasks.spoken_tools import (
 
 SILENCE = ""
 """What is said during the time of a word in which nothing is said."""
+
+PACES = (0.8, 1.7)
+"""Least and greatest rate of speech, beside that of other orders: a voice says "and that is all
+for" in the time of two of its other words."""
 
 _MORE_OPENINGS = ("can i have a", "i want a", "make me a", "me a", "i have a", "a", "")
 _ENDED_SHARE = 0.4

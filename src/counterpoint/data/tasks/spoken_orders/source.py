@@ -28,7 +28,7 @@ from counterpoint.data.tasks.spoken_maths.packing import (
     written_rows,
     written_stream,
 )
-from counterpoint.data.tasks.spoken_orders.freely import freely_said, words_heard
+from counterpoint.data.tasks.spoken_orders.freely import PACES, freely_said, words_heard
 from counterpoint.data.tasks.spoken_orders.rounds import order_rounds, spaced
 from counterpoint.data.tasks.spoken_orders.words import (
     OrderWords,
@@ -175,7 +175,8 @@ class SpokenOrdersData:
             said = request.text.split()
             return order_rounds(said, pace.words_per_s, self.chunk_s, self.marks, pace.late)
         said = freely_said(request, freely)
-        rounds = order_rounds(said, pace.words_per_s, self.chunk_s, self.marks, pace.late)
+        rate = pace.words_per_s * freely.uniform(*PACES)
+        rounds = order_rounds(said, rate, self.chunk_s, self.marks, pace.late)
         return [
             one | {HEARD: spaced(words_heard(one[HEARD].split(), freely))} if HEARD in one else one
             for one in rounds
