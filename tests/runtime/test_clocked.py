@@ -369,3 +369,26 @@ def test_no_chunk_is_asked_for_after_an_interruption() -> None:
     assert (made.start_s, made.payload) == (2.5, {"chunk": 1, "by": "agent"})
     assert len(timeline.where(kind="chunk")) == 2
     assert not ClockedDecoder(program, CONFIG).hear_all(()).events
+
+
+def test_a_call_that_has_begun_is_written_before_the_clock_closes_the_thought() -> None:
+    program = Program(["sure", *calling("latte"), "more", "</think>"], ["</think>"])
+    decoder = ClockedDecoder(program, LONGER, tools=SlowTools(0.0))
+    decoder.hear("one", 0, 2, deadline_s=3.0)  # after two of its tokens
+    (call,) = decoder.timeline.where(kind="call")
+    assert (call.start_s, call.payload["ok"]) == (4.0, True)
+    assert closed(decoder.timeline) == ["clock"]
+    (thought,) = decoder.timeline.where(kind="thought")
+    assert thought.text == "sure<tool_call>latte</tool_call>"
+    decoder.hear("two", 2, 3)  # whose thought begins late
+    assert [one.start_s for one in decoder.timeline.where(kind="thought")] == [2.0, 4.0]
+
+
+def test_a_call_without_an_end_has_the_budget_of_a_thought() -> None:
+    program = Program(["<tool_call>", *["x"] * 20], ["</think>"])
+    decoder = ClockedDecoder(program, LONGER, tools=SlowTools())
+    decoder.hear("one", 0, 2, deadline_s=3.0)
+    assert closed(decoder.timeline) == ["budget"]
+    (call,) = decoder.timeline.where(kind="call")
+    assert not call.payload["ok"]
+    assert decoder.clock.now() == 2.0 + LONGER.budget / LONGER.tokens_per_s

@@ -207,7 +207,8 @@ class ClockedDecoder:
             end_s: Time at which it is complete.
             last: Whether the speech ends with this chunk.
             text: Words of the chunk, for the timeline.
-            deadline_s: Time at which the thought is closed by force; by default one chunk later.
+            deadline_s: Time at which the thought is closed by force; by default one chunk later. A
+                call that has begun is written first, if the budget of tokens allows it.
 
         Returns:
             Whether the next chunk is wanted.
@@ -276,7 +277,7 @@ class ClockedDecoder:
         Args:
             number: Number of the chunk.
             until_s: Until when it may wait for responses; unless the chunk is the last, the thought
-                is closed then.
+                is closed then, or when the call that is being written is complete.
             last: Whether the speech has ended.
         """
         marks = self.config.marks
@@ -289,7 +290,7 @@ class ClockedDecoder:
         while closed is None:
             if num_tokens == self.config.budget:
                 closed = "budget"
-            elif not last and clock.now() > until_s - _CLOSE_ENOUGH_S:
+            elif not (last or self._calls_now(text)) and clock.now() > until_s - _CLOSE_ENOUGH_S:
                 closed = "clock"
             else:
                 proposal = self.thinker.propose()
@@ -310,6 +311,11 @@ class ClockedDecoder:
         self._add(start_s, clock.now(), THOUGHT, "thought", text, **payload)
         self._refuse_unfinished(text, number, last=last)
         return closed == "interruption"
+
+    def _calls_now(self, thought: str) -> bool:
+        """Return whether a thought so far ends within a call, of which a half would be lost."""
+        marks = self.config.marks
+        return bool(marks.call) and thought.rfind(marks.call) > thought.rfind(marks.call_end)
 
     def _next(self, proposal: Proposal) -> str:
         """Read the next token of a thought, and return it."""

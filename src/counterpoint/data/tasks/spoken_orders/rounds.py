@@ -13,7 +13,7 @@ The response of a tool may also come late, as `ClockedDecoder` reads it then: th
 called it is closed without the model, and the response stands before a later chunk, or after the
 last thought. The rounds assume that every thought has the time of a whole chunk.
 The one before the last chunk may have less: 0.6 % of all thoughts are longer than that allows, and
-`ClockedDecoder` would cut them.
+`ClockedDecoder` would cut them, but for a call that has begun.
 
 Source: SHANKS (arXiv:2510.06917), section 3.2 and figure 2, whose data are not public. Deviations:
 the thoughts come from a program that knows the order, and late responses are ours.
