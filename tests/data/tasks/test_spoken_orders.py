@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from counterpoint.data.source import DataSource
+from counterpoint.data.tasks.spoken_orders import source
 from counterpoint.data.tasks.spoken_orders.freely import freely_said
 from counterpoint.data.tasks.spoken_orders.rounds import determined, order_chunks, order_rounds
 from counterpoint.data.tasks.spoken_orders.source import PreparedOrders, SpokenOrdersData
@@ -291,6 +292,17 @@ def test_what_must_be_above_zero_is(name: str, value: float) -> None:
 def test_no_text_that_is_held_out_is_learned() -> None:
     held_out = {DATA.request(number, held_out=True).text for number in range(100)}
     assert not held_out & {DATA.request(number).text for number in range(3000)}
+
+
+def test_no_order_that_is_said_freely_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "words_heard", lambda words, _: words)
+    requests = [DATA.request(number) for number in range(300)]
+    ways = [freely_said(request, Random(n)) for n, request in enumerate(requests)]
+    assert any(source._is_held_out(" ".join(filter(None, said))) for said in ways)
+    data = SpokenOrdersData(freely=1.0)
+    for number in range(300):
+        heard = [one[HEARD] for one in data.rounds(number) if HEARD in one]
+        assert not source._is_held_out("".join(heard).strip())
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:

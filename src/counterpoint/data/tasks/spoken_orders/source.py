@@ -174,7 +174,8 @@ class SpokenOrdersData:
         if held_out or freely.random() >= self.freely:
             said = request.text.split()
             return order_rounds(said, pace.words_per_s, self.chunk_s, self.marks, pace.late)
-        said = freely_said(request, freely)
+        ways = (freely_said(request, freely) for _ in count())
+        said = next(words for words in ways if not _is_held_out(" ".join(filter(None, words))))
         rate = pace.words_per_s * freely.uniform(*PACES)
         rounds = order_rounds(said, rate, self.chunk_s, self.marks, pace.late)
         return [
