@@ -127,7 +127,7 @@ def forms(num_steps: int, config: MultiTokenConfig) -> dict[str, Callable[..., T
         "plain": lambda q, k, v, _: F.scaled_dot_product_attention(q, k, v, is_causal=True),
         "naive": naive,
         "chunked": lambda q, k, v, kernels: attend_chunked(q, k, v, kernels, reach),
-        "lifted": lambda q, k, v, kernels: attend_lifted(q, k, v, kernels, start),
+        "lifted": lambda q, k, v, kernels: attend_lifted(q, k, v, kernels, reach),
     }
 
 

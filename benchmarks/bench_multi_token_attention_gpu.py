@@ -34,7 +34,7 @@ from torch import Tensor
 
 from counterpoint.blocks import multi_token_attention_fused as fused
 from counterpoint.blocks.multi_token_attention_kernels import key_kernel, query_kernel, read_kernel
-from counterpoint.blocks.multi_token_attention_lifted import attend_lifted
+from counterpoint.blocks.multi_token_attention_lifted import TORCH, Operations, attend_lifted
 from counterpoint.blocks.multi_token_attention_reference import attend_naively
 from counterpoint.blocks.multi_token_attention_rows import Kernels, RowReach, attend_chunked
 
@@ -120,11 +120,13 @@ def milliseconds(call: Callable[[], object], seconds: float = 0.25) -> float:
     return round(quantile(times, 0.5), 4)
 
 
-def attend_fused(q: Tensor, k: Tensor, v: Tensor, kernels: Kernels, start: Tensor) -> Tensor:
-    return attend_lifted(q, k, v, kernels, start, fused.FUSED)
+def lifted(
+    window: int, by: Operations, q: Tensor, k: Tensor, v: Tensor, kernels: Kernels, start: Tensor
+) -> Tensor:
+    return attend_lifted(q, k, v, kernels, RowReach(start, window, is_plain=False), by)
 
 
-def check(config_name: str, dtype: torch.dtype, num_steps: int) -> dict[str, Any]:
+def check(config_name: str, dtype: torch.dtype, num_steps: int, window: int) -> dict[str, Any]:
     """Largest error, and root mean square error, each as a share of the same of the truth."""
     torch.manual_seed(0)
     num_heads, num_shared = 4, 2
@@ -137,6 +139,7 @@ def check(config_name: str, dtype: torch.dtype, num_steps: int) -> dict[str, Any
     start = torch.zeros(2, num_steps, dtype=torch.long, device="cuda")
     start[1, num_steps // 3 :] = num_steps // 3
     start[1, num_steps // 3 + 5 :] = num_steps // 3 + 5
+    start = torch.maximum(start, torch.arange(num_steps, device="cuda") - window + 1)
     q = torch.randn(2, num_heads, num_steps, 64, device="cuda")
     k, v = torch.randn(2, 2, num_shared, num_steps, 64, device="cuda").unbind()
     grad = torch.randn_like(q)
@@ -154,7 +157,7 @@ def check(config_name: str, dtype: torch.dtype, num_steps: int) -> dict[str, Any
         return [found.detach(), *gradients]
 
     truth = run(attend_naively, torch.float64)
-    ours = run(attend_fused, dtype)
+    ours = run(partial(lifted, window, fused.FUSED), dtype)
     names = [
         "out",
         "q",
@@ -172,17 +175,23 @@ def check(config_name: str, dtype: torch.dtype, num_steps: int) -> dict[str, Any
 
 
 CHECKS = [
-    ("conv_before", torch.bfloat16, 333),
-    ("conv", torch.bfloat16, 333),
-    ("mixing", torch.bfloat16, 333),
-    ("conv", torch.float32, 333),
+    (name, dtype, 333, window)
+    for window in (333, 100)
+    for name, dtype in (
+        ("conv_before", torch.bfloat16),
+        ("conv", torch.bfloat16),
+        ("mixing", torch.bfloat16),
+        ("conv", torch.float32),
+    )
 ]
 
 
 def bench_check(report: Report) -> None:
-    for name, dtype, num_steps in CHECKS:
+    for name, dtype, num_steps, window in CHECKS:
         where = f"check {name} {str(dtype).removeprefix('torch.')} {num_steps}"
-        report.add(where, partial(check, name, dtype, num_steps), 30)
+        if window < num_steps:
+            where += f" window {window}"
+        report.add(where, partial(check, name, dtype, num_steps, window), 30)
 
 
 def lifted_inputs(config_name: str, num_steps: int) -> tuple[Tensor, ...]:
@@ -260,12 +269,12 @@ def forms(name: str, num_steps: int) -> dict[str, Callable[..., Tensor]]:
     if name == "conv_before":
         found["plain"] = lambda q, k, v, *_: F.scaled_dot_product_attention(q, k, v, is_causal=True)
     if name not in WIDE:
-        found["fused"] = attend_fused
+        found["fused"] = partial(lifted, num_steps, fused.FUSED)
     if num_steps <= 4096:
         found["chunked"] = lambda q, k, v, kernels, _: attend_chunked(q, k, v, kernels, reach)
         found["naive"] = lambda q, k, v, kernels, _: naive(q, k, v, kernels)
         if name not in WIDE:
-            found["lifted"] = attend_lifted
+            found["lifted"] = partial(lifted, num_steps, TORCH)
     return found
 
 

@@ -10,7 +10,7 @@ import torch
 from counterpoint.blocks.multi_token_attention_fused import FUSED
 from counterpoint.blocks.multi_token_attention_lifted import attend_lifted
 from counterpoint.blocks.multi_token_attention_reference import attend_naively
-from counterpoint.blocks.multi_token_attention_rows import Kernels
+from counterpoint.blocks.multi_token_attention_rows import Kernels, RowReach
 from tests.blocks.multi_token_cases import CASES, random_kernels, starts
 
 
@@ -58,13 +58,14 @@ def case_inputs(number: int, num_steps: int) -> tuple[list[torch.Tensor], Kernel
     return [q, k, v], kernels, starts(1, num_steps, case["packed"])
 
 
-def main(name: str, num_steps: int) -> None:
+def main(name: str, num_steps: int, window: int) -> None:
     torch.manual_seed(0)
     (q, k, v), kernels, start = (
         case_inputs(int(name), num_steps) if name.isdigit() else named_inputs(name, num_steps)
     )
+    start = torch.maximum(start, torch.arange(num_steps) - window + 1)
     inputs = [q, k, v, *(kernel for kernel in kernels if kernel is not None)]
-    found = attend_lifted(q, k, v, kernels, start, FUSED)
+    found = attend_lifted(q, k, v, kernels, RowReach(start, window, is_plain=False), FUSED)
     expected = attend_naively(q, k, v, kernels, start)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     grad = torch.randn_like(found)
@@ -78,4 +79,4 @@ def main(name: str, num_steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

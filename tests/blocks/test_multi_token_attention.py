@@ -1,6 +1,7 @@
 """Multi-Token Attention against its definition, for pairs of all options."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -93,23 +94,35 @@ def test_the_naive_form_is_the_definition(case: dict[str, Any]) -> None:
     torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-12)
 
 
-@every_pair
-def test_the_chunked_form_and_its_gradient_are_those_of_the_naive_form(
-    case: dict[str, Any],
+def reach_of(case: dict[str, Any], num_rows: int, num_steps: int) -> RowReach:
+    """Random documents where the case has them, and its window."""
+    document = starts(num_rows, num_steps, case["packed"])
+    start = torch.maximum(document, torch.arange(num_steps) - case["window"] + 1)
+    return RowReach(start, case["window"], is_plain=not start.any())
+
+
+def rows_of(
+    case: dict[str, Any], num_rows: int, num_steps: int, width: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Random queries, keys and values, in float64."""
+    num_groups = case["num_kv_heads"] or 4
+    q = torch.randn(num_rows, 4, num_steps, width, dtype=torch.float64)
+    k, v = torch.randn(2, num_rows, num_groups, num_steps, width, dtype=torch.float64).unbind()
+    return q, k, v
+
+
+def assert_naive(
+    attend: Callable[[Tensor, Tensor, Tensor, Kernels, RowReach], Tensor],
+    rows: tuple[Tensor, Tensor, Tensor],
+    kernels: Kernels,
+    reach: RowReach,
 ) -> None:
-    num_steps, num_groups = 150, case["num_kv_heads"] or 4
-    q = torch.randn(2, 4, num_steps, 3, dtype=torch.float64)
-    k, v = torch.randn(2, 2, num_groups, num_steps, 3, dtype=torch.float64).unbind()
-    kernels = random_kernels(case)
-    start = starts(2, num_steps, case["packed"])
-    start = torch.maximum(start, torch.arange(num_steps) - case["window"] + 1)
-    inputs = [q, k, v, *(kernel for kernel in kernels if kernel is not None)]
+    """Outputs and gradients are those of the naive form."""
+    inputs = [*rows, *(kernel for kernel in kernels if kernel is not None)]
     for one in inputs:
         one.requires_grad_()
-    is_plain = not start.any()
-    reach = RowReach(start, case["window"], bool(is_plain))
-    found = attend_chunked(q, k, v, kernels, reach)
-    expected = attend_naively(q, k, v, kernels, start)
+    found = attend(*rows, kernels, reach)
+    expected = attend_naively(*rows, kernels, reach.start)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
     grad = torch.randn_like(found)
     for ours, theirs in zip(
@@ -118,6 +131,14 @@ def test_the_chunked_form_and_its_gradient_are_those_of_the_naive_form(
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@every_pair
+def test_the_chunked_form_and_its_gradient_are_those_of_the_naive_form(
+    case: dict[str, Any],
+) -> None:
+    rows, kernels = rows_of(case, 2, 150, 3), random_kernels(case)
+    assert_naive(attend_chunked, rows, kernels, reach_of(case, 2, 150))
 
 
 @every_pair
@@ -125,30 +146,32 @@ def test_the_lifted_form_and_its_gradient_are_those_of_the_naive_form(
     case: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lifted_module, "CHUNK_ROWS", 24)
-    num_steps, num_groups = 50, case["num_kv_heads"] or 4
-    q = torch.randn(2, 4, num_steps, 2, dtype=torch.float64)
-    k, v = torch.randn(2, 2, num_groups, num_steps, 2, dtype=torch.float64).unbind()
-    kernels = random_kernels(case)
-    start = starts(2, num_steps, case["packed"])
-    inputs = [q, k, v, *(kernel for kernel in kernels if kernel is not None)]
-    for one in inputs:
-        one.requires_grad_()
-    found = attend_lifted(q, k, v, kernels, start)
-    expected = attend_naively(q, k, v, kernels, start)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-    grad = torch.randn_like(found)
-    for ours, theirs in zip(
-        torch.autograd.grad(found, inputs, grad),
-        torch.autograd.grad(expected, inputs, grad),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    rows, kernels = rows_of(case, 2, 50, 2), random_kernels(case)
+    assert_naive(attend_lifted, rows, kernels, reach_of(case, 2, 50))
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("kernel", "window"), [((6, 11), 11), ((2, 3), 3), ((1, 5), 5), ((4, 1), 4)]
+)
+def test_the_lifted_form_reads_the_shortest_window_that_a_kernel_fits(
+    kernel: tuple[int, int], window: int, packed: bool
+) -> None:
+    """Both ends of the window are in one kernel; a document begins there, before it or after it."""
+    case = {"kernel": kernel, "window": window, "packed": packed, "num_kv_heads": 2}
+    shape = MixerShape(width=16, num_heads=4, window=window - 1, capacity=600)
+    with pytest.raises(UserError, match=f"Give the tower a `window` of {window} or more"):
+        config_of(case).build(shape)
+    assert_naive(
+        attend_lifted, rows_of(case, 3, 40, 2), random_kernels(case), reach_of(case, 3, 40)
+    )
+
+
+@pytest.mark.parametrize("window", [20, 60])
 @pytest.mark.parametrize("form", ["naive", "lifted"])
 @torch.no_grad()
-def test_a_tower_computes_the_same_in_every_form(form: Any) -> None:
-    case = {"conv_before": True, "conv_after": True, "kernel": (6, 11), "window": 60}
+def test_a_tower_computes_the_same_in_every_form(form: Any, window: int) -> None:
+    case = {"conv_before": True, "conv_after": True, "kernel": (6, 11), "window": window}
     tower = tower_of(case, num_layers=2)
     other = Tower(replace(tower.config, mixer=config_of(case, form=form))).double()
     other.load_state_dict(tower.state_dict())
@@ -157,12 +180,23 @@ def test_a_tower_computes_the_same_in_every_form(form: Any) -> None:
     torch.testing.assert_close(other(x, reach), tower(x, reach), rtol=0, atol=1e-10)
 
 
-def test_the_lifted_form_needs_rows_that_fit_the_window() -> None:
-    case = {"kernel": (2, 3), "window": 12}
-    tower = tower_of(case, form="lifted")
-    x = torch.randn(1, 13, 16, dtype=torch.float64)
-    with pytest.raises(UserError, match="must fit the window of 12 steps: got 13"):
-        tower(x, tower.reach(starts(1, 13, packed=False)))
+def assert_gradients(
+    attend: Callable[[Tensor, Tensor, Tensor, Kernels, RowReach], Tensor], case: dict[str, Any]
+) -> None:
+    """Gradients are those of differences."""
+    num_steps = 17
+    rows, kernels = rows_of(case, 1, num_steps, 2), random_kernels(case)
+    inputs = [*rows, *(kernel for kernel in kernels if kernel is not None)]
+    for one in inputs:
+        one.requires_grad_()
+    reach = reach_of(case, 1, num_steps)._replace(is_plain=False)
+
+    def read(q: Tensor, k: Tensor, v: Tensor, *others: Tensor) -> Tensor:
+        given = iter(others)
+        own = Kernels(*(None if kernel is None else next(given) for kernel in kernels))
+        return attend(q, k, v, own, reach)
+
+    assert torch.autograd.gradcheck(read, tuple(inputs), fast_mode=True)
 
 
 @every_pair
@@ -173,22 +207,15 @@ def test_gradients_are_those_of_differences(
     monkeypatch.setattr(rows_module, "WHOLE_ROWS", whole_rows)
     monkeypatch.setattr(rows_module, "FEW_HEADS_ROWS", 3)
     monkeypatch.setattr(rows_module, "GRADIENT_ROWS", 5)
-    num_steps = 17
-    q = torch.randn(1, 4, num_steps, 2, dtype=torch.float64, requires_grad=True)
-    shape = (1, case["num_kv_heads"] or 4, num_steps, 2)
-    k, v = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in "kv")
-    kernels = random_kernels(case)
-    learned = [kernel.requires_grad_() for kernel in kernels if kernel is not None]
-    start = starts(1, num_steps, case["packed"])
-    start = torch.maximum(start, torch.arange(num_steps) - case["window"] + 1)
-    reach = RowReach(start, case["window"], is_plain=False)
+    assert_gradients(attend_chunked, case)
 
-    def read(q: Tensor, k: Tensor, v: Tensor, *others: Tensor) -> Tensor:
-        given = iter(others)
-        own = Kernels(*(None if kernel is None else next(given) for kernel in kernels))
-        return attend_chunked(q, k, v, own, reach)
 
-    assert torch.autograd.gradcheck(read, (q, k, v, *learned), fast_mode=True)
+@every_pair
+def test_gradients_of_the_lifted_form_are_those_of_differences(
+    case: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifted_module, "CHUNK_ROWS", 7)
+    assert_gradients(attend_lifted, case)
 
 
 @every_pair

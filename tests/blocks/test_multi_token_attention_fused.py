@@ -23,20 +23,23 @@ has_triton = find_spec("triton") is not None
 
 @pytest.mark.skipif(not has_triton, reason="needs Triton")
 @pytest.mark.parametrize(
-    ("name", "num_steps"),
+    ("name", "num_steps", "window"),
     [
-        ("conv_before", 21),
-        pytest.param("wide", 19, marks=pytest.mark.slow),
+        ("conv_before", 21, 21),
+        ("conv_before", 21, 5),
+        pytest.param("wide", 19, 19, marks=pytest.mark.slow),
+        pytest.param("wide", 33, 12, marks=pytest.mark.slow),
         *(
-            pytest.param(name, 53, marks=pytest.mark.slow)
+            pytest.param(name, 53, window, marks=pytest.mark.slow)
             for name in ("plain", "conv_before", "conv_after", "mixing", "all")
+            for window in (53, 20)
         ),
     ],
 )
 def test_the_kernels_and_their_gradients_are_those_of_the_naive_form(
-    name: str, num_steps: int
+    name: str, num_steps: int, window: int
 ) -> None:
-    run_interpreted(name, num_steps)
+    run_interpreted(name, num_steps, window)
 
 
 @pytest.mark.slow
@@ -44,18 +47,21 @@ def test_the_kernels_and_their_gradients_are_those_of_the_naive_form(
 @pytest.mark.skipif(not has_triton, reason="needs Triton")
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: str(CASES[number]))
 def test_the_kernels_and_their_gradients_are_those_of_every_pair_of_options(number: int) -> None:
-    """Except windows: rows must fit them here. The norm comes after the kernels."""
-    run_interpreted(str(number), 21)
+    """The norm comes after the kernels."""
+    run_interpreted(str(number), 21, CASES[number]["window"])
 
 
-def run_interpreted(name: str, num_steps: int) -> None:
+def run_interpreted(name: str, num_steps: int, window: int) -> None:
     """Compare in a process of its own, which sets Triton up for its interpreter."""
     environment = os.environ | {
         "TRITON_INTERPRET": "1",
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "tests.blocks.interpreted_attention", name, str(num_steps)],
+        [
+            *(sys.executable, "-m", "tests.blocks.interpreted_attention"),
+            *(name, str(num_steps), str(window)),
+        ],
         env=environment,
         capture_output=True,
         text=True,

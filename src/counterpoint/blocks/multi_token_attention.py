@@ -115,7 +115,6 @@ class MultiTokenConfig:
         form: How whole rows are computed. ``"chunked"`` computes some queries at a time, so that
             memory grows with T. ``"naive"`` is the definition, with all pairs in memory.
             ``"lifted"`` consists of matrix products; ``"fused"`` is the same in kernels for a GPU.
-            These two need a window as long as the rows.
     """
 
     conv_before: bool = True
@@ -387,16 +386,11 @@ class MultiTokenAttention(nn.Module):
             return attend_naively(q, k, v, self.kernels, reach.start)
         if form == "chunked":
             return attend_chunked(q, k, v, self.kernels, reach)
-        if q.shape[2] > reach.window:
-            raise UserError(
-                f"With `form` {form!r}, whole rows must fit the window of {reach.window} steps: "
-                f"got {q.shape[2]}. Use 'chunked'."
-            )
         if form == "lifted":
-            return attend_lifted(q, k, v, self.kernels, reach.start)
+            return attend_lifted(q, k, v, self.kernels, reach)
         # Triton is imported only where it is used.
         fused = import_module("counterpoint.blocks.multi_token_attention_fused")
-        return attend_lifted(q, k, v, self.kernels, reach.start, fused.fused_for(q.device))
+        return attend_lifted(q, k, v, self.kernels, reach, fused.fused_for(q.device))
 
     def _read_ring(
         self, q: Tensor, k: Tensor, v: Tensor, reach: TickReach, state: MultiTokenState

@@ -25,7 +25,8 @@ from counterpoint.blocks.multi_token_attention_kernels import (
     read_kernel,
     triton,
 )
-from counterpoint.blocks.multi_token_attention_lifted import Operations
+from counterpoint.blocks.multi_token_attention_lifted import Bands, Operations
+from counterpoint.blocks.multi_token_attention_rows import RowReach
 from counterpoint.blocks.multi_token_attention_shifts import lift, near, shift_sum, shifts, spread
 from counterpoint.errors import UserError
 
@@ -66,11 +67,16 @@ class KernelBlocks(NamedTuple):
 
 
 class KernelWidths(NamedTuple):
-    """Features of the queries and keys, of the values, and of the band."""
+    """Features of the queries and keys, of the values, and of the bands, and the window.
+
+    The window is 0 where there is no far band, so that kernels are not compiled again for another.
+    """
 
     query: int
     value: int
-    band: int
+    near: int
+    far: int = 0
+    window: int = 0
 
 
 READ_NARROW = KernelBlocks(own=64, other=32, part=128, slab=384, warps=4, stages=2)
@@ -132,16 +138,25 @@ def _ends(start: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
 
 
 class _Attention(torch.autograd.Function):
-    """Attention with a band, and its gradient."""
+    """Attention with bands side by side, and its gradient.
+
+    The last argument has what `KernelWidths` says of the bands.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, band: Tensor, start: Tensor
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bands: Tensor,
+        start: Tensor,
+        ends: tuple[int, int, int],
     ) -> tuple[Tensor, Tensor]:
-        given = [x.contiguous() for x in (q, k, v, band.float(), start, _ends(start))]
+        given = [x.contiguous() for x in (q, k, v, bands.float(), start, _ends(start))]
         out = torch.empty_like(given[2])
         sums = q.new_empty(q.shape[:3], dtype=torch.float32)
-        widths = KernelWidths(q.shape[3], v.shape[3], band.shape[3])
+        widths = ctx.widths = KernelWidths(q.shape[3], v.shape[3], *ends)
         blocks = READ_NARROW if widths.value <= NARROW else READ_WIDE
         _launch(read_kernel, blocks, (tuple(given), out, sums), widths, (widths.value,))
         ctx.save_for_backward(*given, out, sums)
@@ -151,29 +166,34 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, to_sums: Tensor) -> tuple[Tensor | None, ...]:
         *given, out, sums = ctx.saved_tensors
-        q, k, v, band = given[:4]
+        q, k, v, bands = given[:4]
         grad = grad.contiguous()
         # The gradient of a score is its weight times this difference: to its weight, less the
         # share of its query, of which the gradient of the sum is a part.
         shares = (grad.float() * out.float()).sum(-1) - to_sums.float()
         both = (tuple(given), (sums, shares, grad))
-        widths = KernelWidths(q.shape[3], v.shape[3], band.shape[3])
-        to_q, to_k, to_v, to_band = (torch.zeros_like(x) for x in (q, k, v, band))
-        _launch(query_kernel, GRADIENT, (*both, to_q, to_band), widths, (widths.query,))
+        widths = ctx.widths
+        to_q, to_k, to_v, to_bands = (torch.zeros_like(x) for x in (q, k, v, bands))
+        _launch(query_kernel, GRADIENT, (*both, to_q, to_bands), widths, (widths.query,))
         _launch(key_kernel, GRADIENT, (*both, to_k), widths, (widths.query, True))
         _launch(key_kernel, GRADIENT, (*both, to_v), widths, (widths.value, False))
-        return to_q, to_k, to_v, to_band, None
+        return to_q, to_k, to_v, to_bands, None, None
 
 
 def attend_fused(
     q: Float[Tensor, "B H T E"],
     k: Float[Tensor, "B H T E"],
     v: Float[Tensor, "B H T V"],
-    band: Float[Tensor, "B H T w"],
-    start: Int[Tensor, "B T"],
+    bands: Bands,
+    reach: RowReach,
 ) -> tuple[Float[Tensor, "B H T V"], Float[Tensor, "B H T"]]:
-    """Compute `attend_with_band` in kernels; scores and weights are float32 within them."""
-    out, sums = _Attention.apply(q, k, v, band, start)  # type: ignore[no-untyped-call]
+    """Compute `attend_with_bands` in kernels; scores and weights are float32 within them."""
+    near, far = (band.shape[3] for band in bands)
+    ends = (near, far, reach.window if far else 0)
+    side_by_side = torch.cat(bands, 3)
+    out, sums = _Attention.apply(  # type: ignore[no-untyped-call]
+        q, k, v, side_by_side, reach.start, ends
+    )
     return out, sums
 
 

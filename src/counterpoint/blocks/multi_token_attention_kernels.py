@@ -1,8 +1,8 @@
 """Kernels of the lifted form of Multi-Token Attention; `multi_token_attention_fused` runs them.
 
-They are those of flash attention for queries, keys and values of any width, with a band that is
-taken off the scores near the diagonal, and with documents. A program keeps what it computes for a
-block of rows in registers, in parts of some features.
+They are those of flash attention for queries, keys and values of any width, with bands that are
+taken off the scores at both ends of what a query reads, and with documents and windows. A program
+keeps what it computes for a block of rows in registers, in parts of some features.
 
 Source: FlashAttention-2 (arXiv:2307.08691) for the order of the work; the rest is our own.
 """
@@ -28,10 +28,11 @@ MOST_PARTS = 8 if tl is None else tl.constexpr(8)
 def jitted(function: Callable[..., Any]) -> Any:
     """Make a kernel, or a part of one. All parts get the same arguments.
 
-    ``given`` has the queries, the keys, the values, the band, the starts and the ends (see `_ends`)
-    of every row; ``back`` has the sums of the queries, their shares (see `_Attention.backward`) and
-    the gradient of what was read. ``counts`` are the numbers of heads and steps, ``widths`` are
-    those of `KernelWidths`, and ``blocks`` is what `KernelBlocks.cut` returns.
+    ``given`` has the queries, the keys, the values, the bands side by side, the starts and the ends
+    (see `_ends`) of every row; ``back`` has the sums of the queries, their shares (see
+    `_Attention.backward`) and the gradient of what was read. ``counts`` are the numbers of heads
+    and steps, ``widths`` are those of `KernelWidths`, and ``blocks`` is what `KernelBlocks.cut`
+    returns.
     """
     return function if triton is None else triton.jit(function)
 
@@ -45,7 +46,7 @@ def _of_head(given, counts, widths: tl.constexpr):
         given[0] + head * widths[0],
         given[1] + head * widths[0],
         given[2] + head * widths[1],
-        given[3] + head * widths[2],
+        given[3] + head * (widths[2] + widths[3]),
         given[4] + row,
         given[5] + row,
     )
@@ -130,6 +131,17 @@ def _store(base, row, first, num_rows, width: tl.constexpr, parts):
 
 
 @jitted
+def _in_bands(row, steps, counts, widths: tl.constexpr):
+    """Return where the bands have what belongs to pairs, and which pairs are in the two bands."""
+    base = row * (widths[2] + widths[3])
+    far = widths[4] - 1 - steps
+    inside = row < counts[1]
+    in_near = (steps >= 0) & (steps < widths[2]) & inside
+    in_far = (far >= 0) & (far < widths[3]) & inside
+    return base + steps, in_near, base + widths[2] + far, in_far
+
+
+@jitted
 def _scores(given, rows, counts, widths: tl.constexpr, blocks: tl.constexpr, how: tl.constexpr):
     """Return the scores of a block of queries and keys, those that are not read hidden.
 
@@ -153,8 +165,10 @@ def _scores(given, rows, counts, widths: tl.constexpr, blocks: tl.constexpr, how
             start = first[:, None]
         steps = row - column
         if widths[2] > 0:
-            in_band = (steps >= 0) & (steps < widths[2]) & (row < num_rows)
-            total -= tl.load(given[3] + row * widths[2] + steps, mask=in_band, other=0.0)
+            near, in_near, far, in_far = _in_bands(row, steps, counts, widths)
+            total -= tl.load(given[3] + near, mask=in_near, other=0.0)
+            if widths[3] > 0:
+                total -= tl.load(given[3] + far, mask=in_far, other=0.0)
         seen = (steps >= 0) & (column >= start) & (row < num_rows)
         total = tl.where(seen, total, HIDDEN)
     return total
@@ -172,7 +186,7 @@ def _ranges(given, counts, widths: tl.constexpr, blocks: tl.constexpr):
     top = (tl.num_programs(0) - 1 - tl.program_id(0)) * own  # the longest rows first
     stop = tl.minimum(top + own, counts[1])
     first = tl.load(given[4] + top).to(tl.int32)  # starts never decrease
-    last = tl.load(given[4] + stop - 1).to(tl.int32)
+    last = tl.load(given[4] + stop - 1).to(tl.int32) + widths[3]
     middle = (last + other - 1) // other * other
     near = tl.maximum(top - widths[2] + 1, 0) // other * other
     return top, first // other * other, middle, tl.maximum(near, middle), stop
@@ -256,7 +270,8 @@ def _column_ranges(given, counts, widths: tl.constexpr, blocks: tl.constexpr):
     first = tl.load(given[5] + top).to(tl.int32)  # ends never decrease
     stop = tl.load(given[5] + tl.minimum(top + own, counts[1]) - 1).to(tl.int32)
     middle = (top + own - 1 + widths[2] + other - 1) // other * other
-    return top, top // other * other, middle, tl.maximum(first // other * other, middle), stop
+    near = tl.maximum(first - widths[3], 0) // other * other
+    return top, top // other * other, middle, tl.maximum(near, middle), stop
 
 
 @jitted
@@ -297,34 +312,36 @@ def _query_block(given, back, rows, total, out, counts, widths: tl.constexpr, ho
     total = _add(total, to_scores, given[1], rows[1], first, counts[1], widths[0], blocks[3])
     if how[1] and widths[2] > 0:
         steps = rows[0][:, None] - rows[1][None, :]
-        in_band = (steps >= 0) & (steps < widths[2]) & (rows[0][:, None] < counts[1])
+        near, in_near, far, in_far = _in_bands(rows[0][:, None], steps, counts, widths)
         if tl.program_id(2) == 0:
-            # Every place of the band belongs to one pair, so that nothing is added up.
-            tl.store(out + rows[0][:, None] * widths[2] + steps, -to_scores, mask=in_band)
+            # Every place of a band belongs to one pair, so that nothing is added up.
+            tl.store(out + near, -to_scores, mask=in_near)
+            if widths[3] > 0:
+                tl.store(out + far, -to_scores, mask=in_far)
     return total
 
 
 @jitted
-def query_kernel(given, back, to_q, to_band, counts, widths: tl.constexpr, blocks: tl.constexpr):
-    """Compute the gradient of a block of queries and a slab of features, and that of the band."""
+def query_kernel(given, back, to_q, to_bands, counts, widths: tl.constexpr, blocks: tl.constexpr):
+    """Compute the gradient of a block of queries and a slab of features, and that of the bands."""
     own: tl.constexpr = blocks[0]
     other: tl.constexpr = blocks[1]
     given = _of_head(given, counts, widths)
     back = _back_of_head(back, counts, widths)
     head = tl.program_id(1).to(tl.int64) * counts[1]
-    band = to_band + head * widths[2]
+    bands = to_bands + head * (widths[2] + widths[3])
     top, begin, middle, near, stop = _ranges(given, counts, widths, blocks)
     row = top + tl.arange(0, own)
     total = no_parts(own, blocks[3], blocks[2] // blocks[3])
     for column in range(middle, near, other):
         rows = (row, column + tl.arange(0, other))
-        total = _query_block(given, back, rows, total, band, counts, widths, (blocks, False))
+        total = _query_block(given, back, rows, total, bands, counts, widths, (blocks, False))
     num_first = (middle - begin) // other
     for place in range(num_first + tl.cdiv(tl.maximum(stop - near, 0), other)):
         early = begin + place * other
         column = tl.where(place < num_first, early, near + (place - num_first) * other)
         rows = (row, column + tl.arange(0, other))
-        total = _query_block(given, back, rows, total, band, counts, widths, (blocks, True))
+        total = _query_block(given, back, rows, total, bands, counts, widths, (blocks, True))
     _store(to_q + head * widths[0], row, _first(blocks, widths[0]), counts[1], widths[0], total)
 
 

@@ -7,6 +7,20 @@ which is taken off. Mixing of heads lengthens queries and keys by the number of 
 the same way a convolution and mixing of weights become longer values; what reaches beyond the query
 needs only the weights of the nearest diagonals.
 
+Where the window of a query begins is the mirror of where it ends. With a window of W steps, kernels
+of Q queries and P keys on each side, and taps t:
+
+    score[i, j]  = sum of t[a, b] q[i-a] k[j+b]         over s[i] <= j+b <= i-a
+    output[i]    = sum of t[a, b] weight[i-a, y] v[y-b] over s[i] <= y <= i-a, s[i] <= y-b <= i
+    s[i]         = i-W+1, or the first step of the document if that is later.
+
+Longer vectors also count, of the scores, keys before s[i]: P of them, in the scores of the first P
+keys that i reads. They count, of the outputs, the weights of keys before s[i], which i-a may read
+but i may not, and what later keys give to values before s[i]: these need only the first Q-1+P
+weights of every query. Both are taken off, and both are zero by themselves where a document begins
+later than the window, because nothing is ever taken from another document. No pair lies at both
+ends, because a window has more than Q-1+P steps (`MultiTokenConfig.build`).
+
 The work is matrix products alone, more of them than in the chunked form. It pays where these are
 far faster than anything else, on a GPU; `multi_token_attention_fused` computes them there.
 
@@ -22,18 +36,43 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from counterpoint.blocks.multi_token_attention_rows import HIDDEN, Kernels
+from counterpoint.blocks.multi_token_attention_rows import HIDDEN, Kernels, RowReach
 from counterpoint.blocks.recompute import computed_again
 
 CHUNK_ROWS = 128
 
 
-def attend_with_band(
+class Bands(NamedTuple):
+    """What is taken off the scores of each query at both ends of what it may read.
+
+    Attributes:
+        near: For the keys 0, 1, ... steps before the query.
+        far: For the keys W-1, W-2, ... steps before it, in a window of W steps.
+    """
+
+    near: Float[Tensor, "B H T n"]
+    far: Float[Tensor, "B H T f"]
+
+    def taken(self, back: Int[Tensor, "*T K"], window: int) -> Tensor:
+        """Return what is taken off for keys so many steps before the query, or a zero for all."""
+        return _in_band(self.near, back) + _in_band(self.far, window - 1 - back)
+
+
+def _in_band(band: Float[Tensor, "B H T w"], place: Int[Tensor, "*T K"]) -> Tensor:
+    """Return what a band has at each place, and zero where it has none."""
+    width = band.shape[3]
+    if not width:
+        return band.new_zeros(())
+    found = band.gather(3, place.clamp(0, width - 1).expand(*band.shape[:3], place.shape[-1]))
+    return found * ((place >= 0) & (place < width))
+
+
+def attend_with_bands(
     q: Float[Tensor, "B H T E"],
     k: Float[Tensor, "B H T E"],
     v: Float[Tensor, "B H T V"],
-    band: Float[Tensor, "B H T w"],
-    start: Int[Tensor, "B T"],
+    bands: Bands,
+    reach: RowReach,
 ) -> tuple[Float[Tensor, "B H T V"], Float[Tensor, "B H T"]]:
     """Return what queries read, and the logarithm of the sum of their exponentials.
 
@@ -41,20 +80,22 @@ def attend_with_band(
         q: Queries; their products with keys are the scores.
         k: Keys.
         v: Values.
-        band: What is taken off the scores of each query and the keys 0, 1, ... steps before it.
-        start: First step that each query reads.
+        bands: What is taken off the scores.
+        reach: What each query reads.
     """
     read = []
     for row in range(0, q.shape[2], CHUNK_ROWS):
         stop = min(row + CHUNK_ROWS, q.shape[2])
+        key = max(0, row - reach.window + 1)
         read.append(
             computed_again(
                 _attend_chunk,
                 q[:, :, row:stop],
-                k[:, :, :stop],
-                v[:, :, :stop],
-                band[:, :, row:stop],
-                start[:, row:stop],
+                k[:, :, key:stop],
+                v[:, :, key:stop],
+                Bands(*(band[:, :, row:stop] for band in bands)),
+                reach.start[:, row:stop] - key,
+                reach.window,
             )
         )
     outputs, sums = zip(*read, strict=True)
@@ -62,17 +103,13 @@ def attend_with_band(
 
 
 def _attend_chunk(
-    q: Tensor, k: Tensor, v: Tensor, band: Tensor, start: Tensor
+    q: Tensor, k: Tensor, v: Tensor, bands: Bands, start: Tensor, window: int
 ) -> tuple[Tensor, Tensor]:
-    num_rows = q.shape[2]
+    """Read a chunk of queries, whose own keys are the last ones."""
     key = torch.arange(k.shape[2], device=q.device)
-    back = key[-num_rows:, None] - key
+    back = key[-q.shape[2] :, None] - key
     scores = q @ k.transpose(-1, -2)
-    width = band.shape[3]
-    if width:
-        near = ((back >= 0) & (back < width)).expand(scores.shape)
-        taken = band.gather(3, back.clamp(0, width - 1).expand(scores.shape))
-        scores = scores - (taken * near).to(scores.dtype)
+    scores = scores - bands.taken(back, window).to(scores.dtype)
     seen = (back >= 0) & (key >= start[..., None])
     scores = scores.masked_fill(~seen[:, None], HIDDEN)
     sums = scores.logsumexp(-1)
@@ -173,7 +210,7 @@ class Operations(NamedTuple):
     """What the lifted form is made of: in torch, or in kernels for a GPU.
 
     Attributes:
-        core: Attention of long vectors; see `attend_with_band`.
+        core: Attention of long vectors; see `attend_with_bands`.
         lift: See `lift`.
         shifts: See `shifts`.
         shift_sum: See `shift_sum`.
@@ -181,7 +218,7 @@ class Operations(NamedTuple):
         spread: See `spread`.
     """
 
-    core: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    core: Callable[[Tensor, Tensor, Tensor, Bands, RowReach], tuple[Tensor, Tensor]]
     lift: Callable[[Tensor, Tensor, Tensor], Tensor]
     shifts: Callable[[Tensor, int, Tensor], Tensor]
     shift_sum: Callable[[Tensor, int, Tensor], Tensor]
@@ -189,7 +226,7 @@ class Operations(NamedTuple):
     spread: Callable[[Tensor, Tensor, tuple[int, int, int], Tensor], Tensor]
 
 
-TORCH = Operations(attend_with_band, lift, shifts, shift_sum, near, spread)
+TORCH = Operations(attend_with_bands, lift, shifts, shift_sum, near, spread)
 
 
 def attend_lifted(
@@ -197,7 +234,7 @@ def attend_lifted(
     k: Float[Tensor, "B G T E"],
     v: Float[Tensor, "B G T E"],
     kernels: Kernels,
-    start: Int[Tensor, "B T"],
+    reach: RowReach,
     by: Operations = TORCH,
 ) -> Float[Tensor, "B H T E"]:
     """Return what the queries of whole rows read.
@@ -206,63 +243,88 @@ def attend_lifted(
         q: Rotated queries.
         k: Rotated keys; each of the G heads is shared by equally many heads of queries.
         v: Values.
-        kernels: Convolutions and mixing.
-        start: First step of the document of each query, which reads all from there to its own step.
+        kernels: Convolutions and mixing; they fit the window (`MultiTokenConfig.build`).
+        reach: What each query may read.
         by: What computes it.
     """
     num_sharing = q.shape[1] // k.shape[1]
     if num_sharing > 1:
         k, v = (x.repeat_interleave(num_sharing, 1) for x in (k, v))
-    long_q, long_k, band = _lifted_scores(q * q.shape[3] ** -0.5, k, kernels, start, by)
+    long_q, long_k, bands = _lifted_scores(q * q.shape[3] ** -0.5, k, kernels, reach, by)
     values = _mixed_values(v, kernels.mix_after)  # (B, H, T, c, E)
     shape = values.shape[3:]
     values = values.flatten(3)
     if kernels.conv_after is None:
-        read, _ = by.core(long_q, long_k, values, band, start)
+        read, _ = by.core(long_q, long_k, values, bands, reach)
         return _to_heads(read.unflatten(3, shape), kernels.mix_after)
     taps = kernels.conv_after.to(q.dtype).flip(1)  # the query's own first
-    read, sums = by.core(long_q, long_k, by.lift(values, taps.flip(2), start), band, start)
+    start = _document_start(reach)
+    read, sums = by.core(long_q, long_k, by.lift(values, taps.flip(2), start), bands, reach)
     total = by.shift_sum(read, taps.shape[1], start)
+
+    def weights(offsets: tuple[int, int, int]) -> Tensor:
+        scores = by.near(long_q, long_k, offsets, start)
+        return _weights_near(scores, bands, sums, offsets, reach)
+
     side = taps.shape[2] // 2
     if side:
-        scores = by.near(long_q, long_k, (side, 0, -1), start)
-        weights = _nearest_weights(scores, band, sums, start)
-        ahead = _through(weights, _taps_ahead(taps, side), start, by)
+        ahead = _through(weights((side, 0, -1)), _taps_ahead(taps, side), start, by)
         total = total - by.spread(ahead, values, (side, 1, 1), start)
+    width = taps.shape[1] - 1 + side
+    if width and reach.window < q.shape[2]:
+        first = 1 - reach.window
+        outside = _through(weights((width, first, 1)), _taps_outside(taps, width), start, by)
+        total = total - by.spread(outside, values, (width + side, first - width, 1), start)
     return _to_heads(total.unflatten(3, shape), kernels.mix_after)
 
 
 def _lifted_scores(
-    q: Tensor, k: Tensor, kernels: Kernels, start: Tensor, by: Operations
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return long queries, long keys, and the band, all for every head."""
+    q: Tensor, k: Tensor, kernels: Kernels, reach: RowReach, by: Operations
+) -> tuple[Tensor, Tensor, Bands]:
+    """Return long queries, long keys, and the bands, all for every head."""
+    nothing = q.new_zeros(*q.shape[:3], 0)
+    bands = Bands(nothing, nothing)
     if kernels.conv_before is None:
         long_q = q
         long_k = k
-        band = q.new_zeros(*q.shape[:3], 0)
     else:
+        start = _document_start(reach)
         taps = kernels.conv_before.to(q.dtype).flip(1)
         num_queries, num_keys = taps.shape[1:]
         long_q = by.shifts(q, num_queries, start)
         long_k = by.lift(k, taps, start)
+        side = num_keys // 2
         width = num_queries - 1 + num_keys // 2
-        band = q.new_zeros(*q.shape[:3], 0)
         if width:
             after = by.near(q, k, (width, 1, 1), start)
-            band = _through(after, _taps_of_band(taps, width), start, by)
+            bands = bands._replace(near=_through(after, _taps_of_band(taps, width), start, by))
+        if side and reach.window < q.shape[2]:
+            before = by.near(q, k, (width, 1 - reach.window - side, 1), start)
+            bands = bands._replace(far=_through(before, _taps_before(taps, width), start, by))
     if kernels.mix_before is None:
-        return long_q, long_k, band
+        return long_q, long_k, bands
     maps = kernels.mix_before.to(q.dtype)
     grouped = long_q.unflatten(1, maps.shape[:2])
     mixed_q = torch.einsum("ghf,bfgte->bghtfe", maps, grouped.transpose(1, 2)).flatten(1, 2)
     of_group = long_k.unflatten(1, maps.shape[:2]).permute(0, 1, 3, 2, 4).flatten(3)
-    bands = band.unflatten(1, maps.shape[:2])
-    mixed_band = torch.einsum("ghf,bgftw->bghtw", maps.to(band.dtype), bands)
     return (
         mixed_q.flatten(3),
         of_group.repeat_interleave(maps.shape[1], 1),
-        mixed_band.flatten(1, 2),
+        Bands(*(_mixed_band(band, maps) for band in bands)),
     )
+
+
+def _mixed_band(
+    band: Float[Tensor, "B H T w"], maps: Float[Tensor, "G c c"]
+) -> Float[Tensor, "B H T w"]:
+    of_group = band.unflatten(1, maps.shape[:2])
+    return torch.einsum("ghf,bgftw->bghtw", maps.to(band.dtype), of_group).flatten(1, 2)
+
+
+def _document_start(reach: RowReach) -> Int[Tensor, "B T"]:
+    """Return the first step of the document of each step, where a step reads itself alone."""
+    step = torch.arange(reach.start.shape[1], device=reach.start.device)
+    return torch.where(reach.start == step, step, 0).cummax(1).values
 
 
 def _through(
@@ -289,6 +351,21 @@ def _taps_of_band(taps: Float[Tensor, "H Q R"], width: int) -> Float[Tensor, "H 
     return _chosen(taps, steps + after - back + num_keys // 2)
 
 
+def _taps_before(taps: Float[Tensor, "H Q R"], width: int) -> Float[Tensor, "H Q w p"]:
+    """Return what a product with a key before the window counts in the far band.
+
+    The second axis is how far the query of the product is before that of the band, the third how
+    far its key is after the first one that such a product has, and the last the steps from the
+    start of the window to the key of the band.
+    """
+    num_queries, num_keys = taps.shape[1:]
+    back = torch.arange(num_queries, device=taps.device)[:, None, None]
+    found = torch.arange(width, device=taps.device)[:, None]
+    steps = torch.arange(num_keys // 2, device=taps.device)
+    is_before = found - back < num_keys // 2
+    return _chosen(taps, torch.where(is_before, found - back - steps, -1))
+
+
 def _taps_ahead(taps: Float[Tensor, "H Q R"], side: int) -> Float[Tensor, "H Q p p"]:
     """Return what a weight gives to keys after the query that reads it.
 
@@ -299,6 +376,22 @@ def _taps_ahead(taps: Float[Tensor, "H Q R"], side: int) -> Float[Tensor, "H Q p
     before = torch.arange(side, device=taps.device)[:, None]
     ahead = torch.arange(1, side + 1, device=taps.device)
     return _chosen(taps, side - back - before - ahead)
+
+
+def _taps_outside(taps: Float[Tensor, "H Q R"], width: int) -> Float[Tensor, "H Q w z"]:
+    """Return what a weight gives to a value, where its key or the value is before the window.
+
+    The second axis is how far the query of the weight is before the one that reads, the third how
+    far its key is after the start of the window of its own query, and the last how far the value is
+    after the first one that such weights reach.
+    """
+    num_queries, num_keys = taps.shape[1:]
+    side = num_keys // 2
+    back = torch.arange(num_queries, device=taps.device)[:, None, None]
+    key = torch.arange(width, device=taps.device)[:, None] - back
+    value = torch.arange(width + side, device=taps.device) - width
+    is_outside = (key < 0) | (value < 0)
+    return _chosen(taps, torch.where(is_outside, key - value + side, -1))
 
 
 def _chosen(taps: Tensor, index: Int[Tensor, "Q n m"]) -> Float[Tensor, "H Q n m"]:
@@ -328,15 +421,27 @@ def _to_heads(
     return torch.einsum("ghf,bgfthe->bghte", maps.to(read.dtype), grouped).flatten(1, 2)
 
 
-def _nearest_weights(
-    scores: Float[Tensor, "B H T p"], band: Tensor, sums: Tensor, start: Tensor
-) -> Float[Tensor, "B H T p"]:
-    """Return the weights of the query's own key and of those just before it."""
-    num_back = scores.shape[3]
-    near_band = band[..., :num_back]
-    scores = scores - F.pad(near_band, (0, num_back - near_band.shape[3]))
-    step = torch.arange(start.shape[1], device=start.device)[:, None]
-    is_read = step - torch.arange(num_back, device=start.device) >= start[..., None]
+def _weights_near(
+    scores: Float[Tensor, "B H T n"],
+    bands: Bands,
+    sums: Float[Tensor, "B H T"],
+    offsets: tuple[int, int, int],
+    reach: RowReach,
+) -> Float[Tensor, "B H T n"]:
+    """Return the weights of keys near the query, or near the start of its window.
+
+    Args:
+        scores: Products of long queries and keys.
+        bands: What is taken off them.
+        sums: Logarithms of the sums of exponentials.
+        offsets: Which keys these are; see `near`.
+        reach: What each query may read.
+    """
+    number, first, step = offsets
+    back = -first - step * torch.arange(number, device=scores.device)
+    scores = scores - bands.taken(back, reach.window)
+    query = torch.arange(scores.shape[2], device=scores.device)[:, None]
+    is_read = query - back >= reach.start[..., None]
     return torch.exp((scores - sums[..., None]).masked_fill(~is_read[:, None], HIDDEN))
 
 
