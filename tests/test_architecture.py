@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "counterpoint"
 LADDER = (
     "streams", "blocks", "systems", "speech", "formats", "data",
-    "train", "runtime", "evaluate", "serve", "recipes", "cli",
+    "train", "runtime", "evaluate", "recipes", "cli",
 )  # fmt: skip
 # Modules beside the folders: every folder may import them, and they import only each other.
 ROOT_MODULES = (
@@ -171,12 +171,10 @@ def test_folders_import_none_below_them_in_the_table_of_the_page() -> None:
     assert faults == []
 
 
-def test_package_has_only_the_folders_of_the_ladder() -> None:
-    folders = {path.relative_to(SOURCE).parts[0] for path in python_files("src")}
-    assert folders - set(LADDER) == {
-        "__init__.py",
-        *(f"{name}.py" for name in (*ROOT_MODULES, ENTRY)),
-    }
+def test_package_has_exactly_the_folders_of_the_ladder() -> None:
+    found = {path.relative_to(SOURCE).parts[0] for path in python_files("src")}
+    modules = ("__init__", *ROOT_MODULES, ENTRY)
+    assert found == {*LADDER, *(f"{name}.py" for name in modules)}
 
 
 def test_every_folder_is_a_package() -> None:

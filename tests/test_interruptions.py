@@ -17,7 +17,7 @@ from tests.cli import examples
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc")
 
 VERB = """
-import hashlib, sys, time, types
+import hashlib, importlib, sys, time, types
 
 def wait(words):
     print("ready", flush=True)
@@ -34,6 +34,14 @@ def compute(words):
     print("ready", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"in one call that looks at no signal", b"", 10**9)
 
+def load(name):  # as modules do that are optional to others
+    try:
+        wait(name)
+    except BaseException:
+        print("went on without a module", flush=True)
+
+if sys.argv[1] == "load":
+    importlib.import_module = load
 sys.modules["counterpoint.cli.train"] = types.ModuleType("train")
 sys.modules["counterpoint.cli.train"].main = globals()[sys.argv[1]]
 from counterpoint.cli.main import main
@@ -98,9 +106,9 @@ class Command:
                 return
         raise AssertionError("".join(self.printed))
 
-    def press(self) -> None:
+    def press(self, number: int = signal.SIGINT) -> None:
         """What a terminal does at Ctrl-C; another one before it has come would be lost in it."""
-        os.killpg(self.process.pid, signal.SIGINT)
+        os.killpg(self.process.pid, number)
         while self.process.poll() is None and self._is_pending():
             time.sleep(0.01)
 
@@ -148,12 +156,14 @@ def start(commands: list[Command], folder: Path, *words: str) -> Command:
     return commands[-1]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("verb", ["wait", "load"])
 def test_one_interruption_ends_a_verb_and_says_how_to_go_on(
-    commands: list[Command], tmp_path: Path
+    verb: str, number: int, commands: list[Command], tmp_path: Path
 ) -> None:
-    command = start(commands, tmp_path, "-c", VERB, "wait")
+    command = start(commands, tmp_path, "-c", VERB, verb)
     command.read_until("ready")
-    command.press()
+    command.press(number)
     assert command.end(20) == "Interrupted. Run the same command again to continue.\n"
     assert command.process.returncode == 130
 

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import active_children, connection, get_context, parent_process
 from pathlib import Path
@@ -18,7 +18,7 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as in shells."""
+"""Exit status after Ctrl-C, as in shells, and after SIGTERM."""
 
 _PATIENCE_S = 3.0
 _SPINS = "10000"
@@ -217,16 +217,16 @@ def wait_briefly() -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let a second Ctrl-C in the block end the process at once, whatever it does.
+    """Let SIGTERM interrupt the block as Ctrl-C does, and a second Ctrl-C end the process at once.
 
-    The first Ctrl-C has its usual effect: it raises `KeyboardInterrupt`, or a training loop notices
-    it and saves. The second one ends this process and its worker processes. A separate thread does
-    that, because a signal handler waits for the main thread, which may be in a long computation or
-    already cleaning up.
+    The first signal has the usual effect of Ctrl-C: it raises `KeyboardInterrupt`, or a training
+    loop notices it and saves. A second Ctrl-C ends this process and its worker processes. A
+    separate thread does that, because a signal handler waits for the main thread, which may be in a
+    long computation or already cleaning up.
     """
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield  # only the main thread receives signals, and none receives ignored ones
+    handlers = _interrupting()
+    if not handlers:
+        yield
         return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -236,18 +236,62 @@ def interruptible() -> Iterator[None]:
 
     def interrupt(number: int, frame: Any) -> None:
         # The watching thread counts the second one: it must not interrupt the cleaning up.
-        signal.signal(signal.SIGINT, lambda number, frame: None)
-        handler(number, frame)
+        for each in handlers:
+            signal.signal(each, lambda number, frame: None)
+        handlers[number](number, frame)
 
-    signal.signal(signal.SIGINT, interrupt)
     try:
-        yield
+        with _handled(dict.fromkeys(handlers, interrupt)):
+            yield
     finally:
-        signal.signal(signal.SIGINT, handler)
         signal.set_wakeup_fd(before)
         os.close(writer)
         watch.join()
         os.close(reader)
+
+
+@contextmanager
+def ended_at_once(told: str) -> Iterator[None]:
+    """Let the first interruption end the process after a line, as long as it has nothing to keep.
+
+    `KeyboardInterrupt` would be raised in whatever module is being imported, which may catch it or
+    stay half a module.
+
+    Args:
+        told: The line, for stderr.
+    """
+
+    def leave(number: int, frame: Any) -> None:
+        sys.stderr.write(f"{_SHOW_CURSOR * sys.stderr.isatty()}{told}\n")
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
+
+    with _handled(dict.fromkeys(_interrupting(), leave)):
+        yield
+
+
+def _interrupting() -> dict[int, Callable[[int, Any], Any]]:
+    """Return how a program takes SIGINT and SIGTERM; the latter is taken like the former.
+
+    Nothing is told of ignored signals, nor outside the main thread, which alone receives any.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if found[signal.SIGTERM] is signal.SIG_DFL:
+        found[signal.SIGTERM] = signal.default_int_handler
+    return {number: handler for number, handler in found.items() if callable(handler)}
+
+
+@contextmanager
+def _handled(handlers: Mapping[int, Callable[[int, Any], Any]]) -> Iterator[None]:
+    """Take signals by these handlers in the block."""
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _leave_at_second(reader: int) -> None:

@@ -376,6 +376,7 @@ def test_only_a_model_that_fits_is_fitted(changes: dict[str, Any], message: str)
         ({"num_queries": True}, {}, "`num_queries` must be a whole number >= 1: got True"),
         ({"num_keys": math.nan}, {}, "`num_keys` must be a whole number >= 1: got nan"),
         ({"group_heads": 3}, {}, "`group_heads` must divide the 4 heads: got 3"),
+        ({"group_heads": 2.0}, {}, "`group_heads` must divide the 4 heads: got 2.0"),
         ({"num_kv_heads": 3}, {}, "`num_kv_heads` must divide the 4 heads: got 3"),
         ({}, {"window": 10}, "must fit the window of 10 steps: got 6 queries and 11 keys"),
         ({"num_keys": 5}, {"window": 7}, "6 queries and 5 keys. Give the tower a `window` of 8"),

@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -203,6 +204,30 @@ def test_waiting_threads_spin_briefly_unless_the_user_says_otherwise(
 def test_interruption_is_status_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "small.py:interrupted"]) == 130
     assert capsys.readouterr().err == ("Interrupted. Run the same command again to continue.\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_before_the_first_step_says_that_nothing_is_trained(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(*given: object) -> None:
+        signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("counterpoint.recipes.training.settle_precision", measure)
+        assert main(["train", "small.py", "--quiet"]) == 130
+    assert capsys.readouterr().err == (
+        "Interrupted before the first step: nothing is trained in runs/small yet. "
+        "Run the same command again to continue.\n"
+    )
+    Path("runs/small").mkdir(parents=True)
+    assert main(["evaluate", "runs/small", "--quiet"]) == 2
+    assert "If nothing was trained there yet, run its training" in capsys.readouterr().err
+    assert main(["train", "small.py", "--quiet"]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("counterpoint.recipes.training.settle_precision", measure)
+        assert main(["train", "small.py", "--quiet"]) == 130
+    assert capsys.readouterr().err == "Interrupted. Run the same command again to continue.\n"
 
 
 def test_fault_of_another_program_keeps_its_traceback() -> None:

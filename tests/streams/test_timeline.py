@@ -51,6 +51,13 @@ def test_jsonl_is_lossless(timeline: Timeline) -> None:
     assert text.count("\n") == len(timeline) + 1
 
 
+def test_halves_of_characters_are_joined_or_replaced() -> None:
+    """A server may send them one by one, and a tool may raise them in the name of a file."""
+    found = word(0, 0.1, "a\ud83d \ud83d\ude00", payload={"why": ["\udcff"]})
+    assert found.text == "a\ufffd \U0001f600"
+    assert found.payload == {"why": ["\ufffd"]}
+
+
 def test_file_round_trip(tmp_path: Path) -> None:
     timeline = Timeline(events=(word(0, 0.1, "né\u2028\n"),), header={"seed": 1})
     path = tmp_path / "a.jsonl"

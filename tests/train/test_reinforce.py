@@ -247,6 +247,15 @@ def test_rewards_that_never_come_end_the_run_in_one_line(tmp_path: Path) -> None
     assert list((tmp_path / "checkpoints").iterdir())  # what was learned before is kept
 
 
+def test_a_verifier_that_fails_is_named_when_rewards_never_come() -> None:
+    system = model_of("one stream")
+    late = Verified(0.0, "timed out")
+    source = source_of(system, replace(SHORT, patience=1), verify=lambda item, text: late)
+    source.attach(system)
+    with pytest.raises(NoRewardError, match=r"newest 8 judgements, 8 timed out\). .*`limit_s`"):
+        source.batch(0)
+
+
 def ended_after(rounds: list[list[float]], patience: int = 3) -> int:
     """Return the number of rounds of solutions with these rewards, one group a round, to the end.
 

@@ -267,7 +267,9 @@ def _check(config: MultiTokenConfig, shape: MixerShape) -> None:
         )
     for name in ("num_kv_heads", "group_heads"):
         number = getattr(config, name)
-        if number is not None and (number < 1 or num_heads % number):
+        if number is None:
+            continue
+        if type(number) is not int or number < 1 or num_heads % number:
             raise UserError(f"`{name}` must divide the {num_heads} heads: got {number}.")
     if shape.num_pinned:
         raise UserError(

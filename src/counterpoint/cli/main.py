@@ -10,7 +10,7 @@ from pathlib import Path
 
 from counterpoint.errors import UserError, nearest, nearest_file
 from counterpoint.packages import installed_version, missing_package
-from counterpoint.processes import INTERRUPTED, interruptible, wait_briefly
+from counterpoint.processes import INTERRUPTED, ended_at_once, interruptible, wait_briefly
 from counterpoint.progress import Progress
 
 VERBS = (
@@ -79,11 +79,8 @@ def _status(words: list[str]) -> int:
         return status
     except SystemExit as end:  # tyro ends so after help and after mistakes
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except KeyboardInterrupt:
-        go_on = (
-            " Run the same command again to continue." if words[:1] and words[0] in _GO_ON else ""
-        )
-        print(f"Interrupted.{go_on}", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        print(_interrupted(words, str(interruption)), file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `counterpoint ... | head`
         # Then nothing is flushed into the closed pipe when Python ends.
@@ -119,10 +116,17 @@ def _run(arguments: list[str]) -> int:
             f"{nearest(verb, VERBS)}"
         )
     is_quiet = bool({"--quiet", "-h", "--help", "--help-all"} & set(rest))
-    with Progress(quiet=is_quiet).doing("loading the library"):  # with torch it takes seconds
+    doing = Progress(quiet=is_quiet).doing("loading the library")  # with torch it takes seconds
+    with doing, ended_at_once(_interrupted(arguments)):
         module = importlib.import_module(f"counterpoint.cli.{verb}")
     status: int = module.main(rest)
     return status
+
+
+def _interrupted(words: Sequence[str], told: str = "") -> str:
+    """Return the line about an interruption: what a verb has told of it, and how to go on."""
+    go_on = " Run the same command again to continue." if {*words[:1]} & {*_GO_ON} else ""
+    return f"{told or 'Interrupted.'}{go_on}"
 
 
 def _message(error: UserError | OSError) -> str:

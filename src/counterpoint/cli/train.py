@@ -2,7 +2,8 @@
 
 import shlex
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from counterpoint.recipes.loading import load_recipe, recipe_names, summary
 from counterpoint.recipes.options import Field
 from counterpoint.recipes.overrides import parse, shown_once
 from counterpoint.recipes.study import Study
+from counterpoint.train.checkpoint import checkpoint_paths
 from counterpoint.train.distributed import process_group
 
 _HELP = """usage: counterpoint train RECIPE [overrides]
@@ -108,11 +110,25 @@ def main(arguments: Sequence[str]) -> int:
         options.results() as tell,
         process_group(options.device) as world,
         options.progress() as progress,
+        _told_if_untrained(folder),
     ):
         found = carry_out(recipe, folder, command, world, progress)
         if found is not None and world.is_first:
             tell({"folder": folder, **found})
     return INTERRUPTED if found is None else 0
+
+
+@contextmanager
+def _told_if_untrained(folder: Path) -> Iterator[None]:
+    """Let an interruption say that no run in the folder has a checkpoint yet, if that is so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if any(checkpoint_paths(found.parent) for found in folder.rglob("checkpoints")):
+            raise
+        raise KeyboardInterrupt(
+            f"Interrupted before the first step: nothing is trained in {folder} yet."
+        ) from None
 
 
 def _timed(recipe: Any, words: Sequence[str]) -> Any:

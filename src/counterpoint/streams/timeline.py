@@ -27,7 +27,9 @@ class Event:
         end_s: At least ``start_s``; equal for an event without duration.
         stream: Name of the stream.
         kind: What happened, for example "word".
-        text: What was said or written.
+        text: What was said or written. Here and in the payload, halves of characters (surrogates,
+            as servers and tools may send them) are joined, or replaced by U+FFFD: neither UTF-8 nor
+            a figure can hold them.
         payload: Further JSON values by name.
     """
 
@@ -51,6 +53,7 @@ class Event:
             )
         object.__setattr__(self, "start_s", float(self.start_s))
         object.__setattr__(self, "end_s", float(self.end_s))
+        object.__setattr__(self, "text", _in_whole_characters(self.text))
         object.__setattr__(self, "payload", _as_json(self.payload, "payload"))
 
 
@@ -180,9 +183,15 @@ def _matches(event: Event, stream: str | None, kind: str | None) -> bool:
 def _as_json(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return a copy of the values as JSON reads them back."""
     try:
-        return json.loads(json.dumps(dict(values), allow_nan=False))
+        text = json.dumps(dict(values), allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError) as error:
         raise UserError(f"`{name}` must hold JSON values only: {error}.") from None
+    found: dict[str, Any] = json.loads(_in_whole_characters(text))
+    return found
+
+
+def _in_whole_characters(text: str) -> str:
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _parse_header(values: dict[str, Any]) -> dict[str, Any]:

@@ -377,8 +377,11 @@ def resolve(path: Path, note: Callable[[str], None] | None = None) -> Path:
         return path
     newest = newest_checkpoint(path, note=note or (lambda line: warnings.warn(line, stacklevel=3)))
     if newest is None:
+        where = "Check the path"
+        if path.is_dir():
+            where = "If nothing was trained there yet, run its training; otherwise check the path"
         raise CheckpointError(
-            f"{path} must be a checkpoint or a run folder with one: none found. Check the path. "
+            f"{path} must be a checkpoint or a run folder with one: none found. {where}. "
             f"{'' if path.exists() else nearest_file(path)}"
         )
     return newest

@@ -1,11 +1,12 @@
 """Ends a reinforcement that cannot learn, in one line that says why."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from counterpoint.data.tasks.verify import SUCCESS, pass_at_k
+from counterpoint.data.tasks.verify import SUCCESS, Verified, pass_at_k
 from counterpoint.errors import UserError
 
 
@@ -32,17 +33,18 @@ class Patience:
     group_size: int
     idle: dict[int, list[int]] = field(default_factory=dict)
 
-    def watch(self, number: int, rewards: Sequence[float], *, teaches: bool) -> None:
+    def watch(self, number: int, outcomes: Sequence[Verified], *, teaches: bool) -> None:
         """Count a round.
 
         Args:
             number: Number of the round.
-            rewards: Rewards of its solutions; those of a question stand together.
+            outcomes: What its solutions are worth; those of a question stand together.
             teaches: Whether a row that carries a loss has an advantage other than 0.
 
         Raises:
             NoRewardError: As many rounds as `rounds` have taught nothing.
         """
+        rewards = [outcome.reward for outcome in outcomes]
         size = self.group_size
         groups = [rewards[first : first + size] for first in range(0, len(rewards), size)]
         right = [sum(reward >= SUCCESS for reward in group) for group in groups]
@@ -51,9 +53,9 @@ class Patience:
         elif sum(right) < len(rewards):
             self.idle[number] = right
         if len(self.idle) >= self.rounds:
-            raise NoRewardError(self._reason())
+            raise NoRewardError(self._reason(outcomes))
 
-    def _reason(self) -> str:
+    def _reason(self, newest: Sequence[Verified]) -> str:
         right = list(chain.from_iterable(self.idle.values()))
         size = self.group_size
         estimates = ", ".join(f"pass@{k} {pass_at_k(right, size, k):.3f}" for k in (1, size))
@@ -62,11 +64,15 @@ class Patience:
             # With n failures the true share is below 1 - 0.05^(1/n) with 95 % confidence.
             most = 1 - 0.05 ** (1 / len(right))
             bound = f"; pass@{size} is below {most:.3f} with 95 % confidence"
+        failures = Counter(outcome.failure for outcome in newest if outcome.failure)
+        failed = ", ".join(f"{count} {failure}" for failure, count in failures.items())
+        judged = f"; of the newest {len(newest)} judgements, {failed}" if failed else ""
+        mend = "See why the verifier fails, raise `limit_s`, train" if failed else "Train"
         return (
             "Rewards must tell solutions of a question apart for a model to learn from them: "
             f"{estimates} of the last {len(right)} questions ({len(right) * size} solutions; none "
-            f"that ended is better or worse than the others of its question{bound}). Train longer "
-            "before, or ask questions that it solves sometimes."
+            f"that ended is better or worse than the others of its question{bound}{judged}). "
+            f"{mend} longer before, or ask questions that it solves sometimes."
         )
 
     @property

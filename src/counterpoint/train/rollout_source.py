@@ -318,7 +318,7 @@ class RolloutSource:
             numbers = {old_name(name): self._all_rows(log) for name, log in old.items()}
             batch = replace(batch, numbers={**batch.numbers, **numbers})
         system.train(training)
-        self._patience.watch(number, [outcome.reward for outcome in told], teaches=teaches)
+        self._patience.watch(number, told, teaches=teaches)
         return batch
 
     def _whole(self, system: System) -> System:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from counterpoint.data.source import DataSource
+from counterpoint.data.tasks.spoken_maths.words import Words
 from counterpoint.data.tasks.spoken_orders import source
 from counterpoint.data.tasks.spoken_orders.freely import freely_said
 from counterpoint.data.tasks.spoken_orders.rounds import determined, order_chunks, order_rounds
@@ -58,6 +59,13 @@ def arguments_of(rounds: Sequence[dict[str, str]]) -> Any:
     written = json.loads(thought.removesuffix(MARKS.call_end).rpartition(MARKS.call)[2])
     assert written["name"] == ORDER
     return written["arguments"]
+
+
+@pytest.mark.parametrize("kind", [OrderWords, Words])
+def test_words_with_other_marks_are_others(kind: type[OrderWords] | type[Words]) -> None:
+    swapped = Marks(part=MARKS.last, last=MARKS.part)
+    assert kind(swapped).identity != kind().identity
+    assert kind(Marks()).identity == kind().identity
 
 
 @pytest.mark.parametrize(

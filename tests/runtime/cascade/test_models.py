@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -192,6 +193,31 @@ def test_bad_server_is_one_line(reply: Reply, wait_s: float, limit_s: float, rea
         with pytest.raises(ModelError, match=reason):
             list(model(ASKED, 7))
         assert {path for path, *_ in asked} <= {"/v1/chat/completions"}
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "limit_s", "reason"),
+    [(0.1, LONG_S, "answer within 0.1 s"), (LONG_S, 0.2, "end its answer within 0.2 s")],
+)
+def test_resolver_that_hangs_is_one_line_and_nothing_is_asked_later(
+    wait_s: float, limit_s: float, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_up = socket.getaddrinfo
+    goes_on = threading.Event()
+
+    def hang(*given: Any, **named: Any) -> Any:
+        assert goes_on.wait(60)
+        return look_up(*given, **named)
+
+    with serving(well) as (url, asked):
+        servers = set(threading.enumerate())
+        monkeypatch.setattr(socket, "getaddrinfo", hang)
+        with pytest.raises(ModelError, match=reason):
+            list(EndpointModel(url, wait_s=wait_s, limit_s=limit_s)(ASKED, 7))
+        (left,) = set(threading.enumerate()) - servers
+        goes_on.set()
+        left.join(60)
+    assert asked == []
 
 
 @pytest.mark.parametrize("reply", [naming_the_end, saying_null])

@@ -237,7 +237,8 @@ class EndpointModel:
         url: Address up to `/v1`, such as "http://127.0.0.1:8080/v1".
         model: Name of the model there.
         key: Key that the server wants; empty for none.
-        wait_s: Longest time to connect, to send a request, and until the next bytes come.
+        wait_s: Longest time to connect, from looking up the name of the host on; to send a request;
+            and until the next bytes come.
         limit_s: Longest time of a whole answer, however slowly its bytes come.
 
     Raises:
@@ -282,6 +283,8 @@ class EndpointModel:
         ends_s = time.monotonic() + self._limit_s
         connection = self._connection()
         try:
+            _connect(connection, min(self._wait_s, self._limit_s))
+            connection.sock.settimeout(min(self._wait_s, max(ends_s - time.monotonic(), 0.001)))
             self._ask(connection, messages, most_tokens)
             yield from self._pieces(_TimedReader(connection.sock, self._wait_s, ends_s))
         except TimeoutError:
@@ -364,6 +367,37 @@ def _address(url: str) -> urllib.parse.SplitResult:
         raise ValueError("one of them is missing")
     parts.hostname.encode("idna")  # as it is looked up
     return parts
+
+
+def _connect(connection: http.client.HTTPConnection, wait_s: float) -> None:
+    """Open a connection.
+
+    Nothing interrupts a resolver that hangs, and the timeout of a socket is that of one of the
+    addresses of a host. So a thread does it, which is left behind if it takes too long.
+
+    Raises:
+        TimeoutError: It takes too long.
+        Exception: Whatever went wrong.
+    """
+    faults: list[Exception] = []
+    is_left = threading.Event()
+
+    def connect() -> None:
+        try:
+            connection.connect()
+        except Exception as error:  # it is raised in the thread that waits
+            faults.append(error)
+        if is_left.is_set():
+            connection.close()
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(wait_s)
+    if thread.is_alive():
+        is_left.set()
+        raise TimeoutError
+    if faults:
+        raise faults[0]
 
 
 class _Delta(NamedTuple):

@@ -13,6 +13,7 @@ from counterpoint.data.tasks.spoken_maths.numbers import MOST, spoken
 from counterpoint.data.tasks.spoken_maths.problems import vocabulary
 from counterpoint.data.text.published import tokenizer_of
 from counterpoint.data.text.tokenizer import Tokenizer
+from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
 from counterpoint.streams.rounds import Marks
 
@@ -37,12 +38,12 @@ _SIGNS = {"+": "plus", "-": "minus", "=": "is", "\N{MULTIPLICATION SIGN}": "time
 class Words:
     """The words of spoken maths as ids, one each; id 0 fills rows up."""
 
-    identity = "words"
     one_each = True
 
     def __init__(self, marks: Marks | None = None) -> None:
         self.words = ("<pad>", NOTHING, *_own(marks or Marks()), *vocabulary())
         self._ids = {word: number for number, word in enumerate(self.words)}
+        self.identity = f"words:{json_digest(self.words)}"
 
     def __len__(self) -> int:
         return len(self.words)

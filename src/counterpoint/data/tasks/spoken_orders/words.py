@@ -11,6 +11,7 @@ from counterpoint.data.tasks.recognised import in_known_words
 from counterpoint.data.tasks.spoken_orders.rounds import ORDERED, answer_to, written_call
 from counterpoint.data.tasks.spoken_tools import CORRECTIONS, ENDINGS, OPENINGS, SPOKEN
 from counterpoint.data.tasks.tool_world import SLOTS
+from counterpoint.digests import json_digest
 from counterpoint.streams.rounds import Marks
 
 _UNKNOWN = "<unknown>"
@@ -23,8 +24,6 @@ class OrderWords:
     order cannot contain, such as why a tool has failed, becomes the unknown piece.
     """
 
-    identity = "orders"
-
     def __init__(self, marks: Marks | None = None) -> None:
         own = marks or Marks()
         every = [own.part, own.last, own.close, own.interrupt, own.stop]
@@ -34,6 +33,7 @@ class OrderWords:
         told = [piece for text in _texts(own) for piece in self._piece.findall(text)]
         self.pieces = ("<pad>", _UNKNOWN, *dict.fromkeys((*every, *told)))
         self._ids = {piece: number for number, piece in enumerate(self.pieces)}
+        self.identity = f"orders:{json_digest(self.pieces)}"
 
     def __len__(self) -> int:
         return len(self.pieces)
