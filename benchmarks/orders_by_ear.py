@@ -39,6 +39,7 @@ from counterpoint.speech.voices import Synthesizer, Voice
 QUESTION = "What is left of calls while listening when a recogniser hears the orders?"
 FIRST_ORDER = 200
 NOISE_DB = 10.0
+WHILE, AFTER = 2.0, 60.0  # seconds of a chunk of models that call while and after listening
 SEEN = 8  # recordings of people that were looked at before
 USUAL = SpokenOrdersData()
 
@@ -68,12 +69,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         noises = [read_audio(path, EAR_HZ, 1)[0] for path in every(options["data"], "noise")]
         sounds["noise"] = [noisy(order, noises[n]) for n, order in enumerate(sounds["piper"])]
         sounds["people"] = people(options["data"])
-    memory: dict[tuple[str, str, float], list[list[HeardChunk]]] = {}
+    kept = options["out"].with_suffix(".heard.json")
     found: dict[str, Any] = {}
+    found_by_rules: dict[str, float] = {}
     for sound, orders in sounds.items():
         for ear in ("plain", "example"):
+            items = {f"{sound}, {ear}, {chunk_s:g} s": chunk_s for chunk_s in (WHILE, AFTER)}
+            told = resumed(partial(recognised, orders, ear), items, kept)
+            chunks = dict(zip(items.values(), told, strict=True))
+            for name, one in zip(items, told, strict=True):
+                found_by_rules[name] = rules(orders, one)
             for arm in arms:
-                work = partial(heard, name=(sound, ear), orders=orders, memory=memory)
+                work = partial(heard, orders=orders, chunks=chunks)
                 items = {f"{folder}, {ear}, {sound}": folder for folder in options[arm]}
                 rows = resumed(work, items, options["out"].with_suffix(".rows.json"))
                 if rows:
@@ -81,10 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = {
         "summary": {name: summarised(rows) for name, rows in found.items()},
         "pairs": pairs(found),
-        "rules": {
-            f"{sound}, {ear}, {chunk_s:g} s": rules(sounds[sound], chunks)
-            for (sound, ear, chunk_s), chunks in memory.items()
-        },
+        "rules": found_by_rules,
         "floors": order_floors(USUAL, numbers),
         "numbers": {name: len(orders) for name, orders in sounds.items()},
     }
@@ -132,18 +136,15 @@ def people(folder: Path) -> list[Order]:
 
 def heard(
     folder: Path,
-    name: tuple[str, str],
     orders: Sequence[Order],
-    memory: dict[tuple[str, str, float], list[list[HeardChunk]]],
+    chunks: Mapping[float, Sequence[Sequence[Sequence[Any]]]],
 ) -> dict[str, list[float]]:
     """Return what came of every order, as numbers."""
     system, data = opened(folder)
-    key = (*name, data.chunk_s)
-    if key not in memory:
-        memory[key] = recognised(orders, name[1], data.chunk_s)
     served = []
-    for order, chunks in zip(orders, memory[key], strict=True):
-        parts = [Part(one.content, one.start_s, one.end_s, one.text) for one in chunks]
+    for order, own in zip(orders, chunks[data.chunk_s], strict=True):
+        told = [HeardChunk(*one) for one in own]
+        parts = [Part(one.content, one.start_s, one.end_s, one.text) for one in told]
         thinker = SystemThinker(system, data.words, data.marks)
         served.append(serve_parts(thinker, data, order.request, parts))
     return counted(served)
@@ -167,11 +168,11 @@ def told_by(ear: str, chunk_s: float) -> HeardWords:
     return how if ear == "example" else how._replace(example="")
 
 
-def rules(orders: Sequence[Order], chunks: Sequence[Sequence[HeardChunk]]) -> float:
+def rules(orders: Sequence[Order], chunks: Sequence[Sequence[Sequence[Any]]]) -> float:
     """Return the share of orders whose values are what rules find in all words."""
     right = 0
     for order, parts in zip(orders, chunks, strict=True):
-        words = [word for part in parts for word in str(part.content).split()]
+        words = [word for part in parts for word in str(HeardChunk(*part).content).split()]
         right += determined(words, is_over=True) == dict(order.request.calls[0].arguments)
     return right / len(orders)
 
