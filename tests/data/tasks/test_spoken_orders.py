@@ -303,14 +303,19 @@ def test_no_text_that_is_held_out_is_learned() -> None:
 
 
 def test_no_order_that_is_said_freely_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "words_heard", lambda words, _: words)
     requests = [DATA.request(number) for number in range(300)]
     ways = [freely_said(request, Random(n)) for n, request in enumerate(requests)]
     assert any(source._is_held_out(" ".join(filter(None, said))) for said in ways)
+    held_out = {DATA.request(number, held_out=True).text for number in range(2000)}
     data = SpokenOrdersData(freely=1.0)
-    for number in range(300):
-        heard = [one[HEARD] for one in data.rounds(number) if HEARD in one]
-        assert not source._is_held_out("".join(heard).strip())
+    for listened in (source.words_heard, lambda words, _: words):
+        monkeypatch.setattr(source, "words_heard", listened)
+        heard = {
+            "".join(one.get(HEARD, "") for one in data.rounds(number)).strip()
+            for number in range(300)
+        }
+        assert not held_out & heard
+    assert not any(map(source._is_held_out, heard))  # of what was said
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
@@ -348,9 +353,11 @@ def test_orders_that_are_said_freely_are_the_same_orders_heard_worse() -> None:
         assert determined(words, is_over=True) == request.calls[0].arguments
         rounds = freely.rounds(number)
         assert arguments_of(rounds) == request.calls[0].arguments
-        num_heard += sum(len(one[HEARD].split()) for one in rounds if HEARD in one)
+        heard = "".join(one.get(HEARD, "") for one in rounds).split()
+        assert determined(heard, is_over=True) == request.calls[0].arguments
+        num_heard += len(heard)
         num_said += len(words)
         assert freely.rounds(number, held_out=True) == plain.rounds(number, held_out=True)
         assert rounds == freely.rounds(number)
-    assert 0.9 < num_heard / num_said < 0.97  # the last word of a chunk is not missed
+    assert 0.85 < num_heard / num_said < 0.95
     assert SpokenOrdersData(freely=0.5).rounds(0) in (plain.rounds(0), freely.rounds(0))

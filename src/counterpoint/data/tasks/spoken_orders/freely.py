@@ -15,6 +15,7 @@ from counterpoint.data.tasks.spoken_tools import (
     SPOKEN,
     ToolRequest,
 )
+from counterpoint.data.tasks.tool_world import SLOTS
 
 SILENCE = ""
 """What is said during the time of a word in which nothing is said."""
@@ -29,7 +30,12 @@ _PAUSE_SHARE = 0.12  # of the words have a pause before them
 _MOST_PAUSE = 4  # times of a word, as all that follows
 _MOST_BEFORE = 6
 _MOST_AFTER = 8
-_MISSED_SHARE = 0.1
+_MISSED_SHARE = 0.2  # of the words that decide nothing
+_DECISIVE = {
+    word
+    for text in (*CORRECTIONS, *(value for slot in SPOKEN for value in SLOTS[slot]))
+    for word in text.split()
+} - {"a"}
 
 
 def freely_said(request: ToolRequest, rng: Random) -> list[str]:
@@ -59,10 +65,11 @@ def freely_said(request: ToolRequest, rng: Random) -> list[str]:
 def words_heard(words: Sequence[str], rng: Random) -> list[str]:
     """Return the words of a chunk that a recogniser does not miss.
 
-    The last one is heard: it says whether what was said before it is determined.
+    Words of values and of corrections are heard, since nobody can know what they were. So is the
+    last word: it says whether what was said before it is determined.
     """
     return [
         word
         for place, word in enumerate(words, 1)
-        if place == len(words) or rng.random() >= _MISSED_SHARE
+        if place == len(words) or word in _DECISIVE or rng.random() >= _MISSED_SHARE
     ]
