@@ -133,6 +133,8 @@ def summarised(rows: dict[str, list[list[float]]]) -> dict[str, Any]:
     for name, column in SHARES.items():
         counts = np.array(rows[column])
         of = np.array(rows["corrected"]) if name == "stale" else np.ones_like(counts)
+        if not of.any():  # recorded people correct nothing
+            continue
         found[name] = as_list(bootstrap_ratio(counts, of))
         found[f"{name} by seed"] = (counts.sum(1) / of.sum(1)).round(4).tolist()
     found["lead_s by seed"] = np.median(np.array(rows["lead_s"]), 1).round(3).tolist()

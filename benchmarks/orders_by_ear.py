@@ -14,6 +14,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +25,14 @@ from torch import Tensor
 
 from counterpoint.data.tasks.spoken_orders.rounds import determined
 from counterpoint.data.tasks.spoken_orders.source import SpokenOrdersData
-from counterpoint.data.tasks.spoken_tools import SPOKEN, ToolRequest, recorded_requests
-from counterpoint.evaluate.duplex.spoken_orders import order_floors, serve_parts
+from counterpoint.data.tasks.spoken_tools import (
+    SPOKEN,
+    ToolRequest,
+    recorded_requests,
+    score_requests,
+    tool_policies,
+)
+from counterpoint.evaluate.duplex.spoken_orders import serve_parts
 from counterpoint.progress import Progress
 from counterpoint.runtime.cascade.ear import EAR_HZ
 from counterpoint.runtime.clocked import Part
@@ -67,21 +74,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     sounds = {"piper": spoken(numbers)}
     if options["data"]:
         noises = [read_audio(path, EAR_HZ, 1)[0] for path in every(options["data"], "noise")]
-        sounds["noise"] = [noisy(order, noises[n]) for n, order in enumerate(sounds["piper"])]
+        pairs_of = zip(sounds["piper"], cycle(noises), strict=False)
+        sounds["noise"] = [noisy(order, noise) for order, noise in pairs_of]
         sounds["people"] = people(options["data"])
     kept = options["out"].with_suffix(".heard.json")
     found: dict[str, Any] = {}
     found_by_rules: dict[str, float] = {}
     for sound, orders in sounds.items():
         for ear in ("plain", "example"):
-            items = {f"{sound}, {ear}, {chunk_s:g} s": chunk_s for chunk_s in (WHILE, AFTER)}
+            name = f"{len(orders)} of {sound}, {ear}"
+            items = {f"{name}, {chunk_s:g} s": chunk_s for chunk_s in (WHILE, AFTER)}
             told = resumed(partial(recognised, orders, ear), items, kept)
             chunks = dict(zip(items.values(), told, strict=True))
-            for name, one in zip(items, told, strict=True):
-                found_by_rules[name] = rules(orders, one)
+            found_by_rules |= {key: rules(orders, told[n]) for n, key in enumerate(items)}
             for arm in arms:
                 work = partial(heard, orders=orders, chunks=chunks)
-                items = {f"{folder}, {ear}, {sound}": folder for folder in options[arm]}
+                items = {f"{folder}, {name}": folder for folder in options[arm]}
                 rows = resumed(work, items, options["out"].with_suffix(".rows.json"))
                 if rows:
                     found[f"{sound}, {ear}, {arm}"] = {k: [row[k] for row in rows] for k in rows[0]}
@@ -89,16 +97,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         "summary": {name: summarised(rows) for name, rows in found.items()},
         "pairs": pairs(found),
         "rules": found_by_rules,
-        "floors": order_floors(USUAL, numbers),
+        "floors": {name: floors(orders) for name, orders in sounds.items()},
         "numbers": {name: len(orders) for name, orders in sounds.items()},
     }
     finish(QUESTION, result, str(options["out"]))
 
 
 def every(folder: Path, kind: str) -> list[Path]:
-    """Return the recordings of a kind, spread over its folder, in one order for all."""
-    paths = sorted((folder / kind).rglob("*.opus"))
-    return [paths[7 * n % len(paths)] for n in range(len(paths))]
+    """Return the recordings of a kind, in one order for all."""
+    return sorted((folder / kind).rglob("*.opus"))
 
 
 def spoken(numbers: Sequence[int]) -> list[Order]:
@@ -168,6 +175,15 @@ def told_by(ear: str, chunk_s: float) -> HeardWords:
     return how if ear == "example" else how._replace(example="")
 
 
+def floors(orders: Sequence[Order]) -> dict[str, float]:
+    """Return the share of right orders of policies that learn nothing, and of perfect ones."""
+    requests = [order.request for order in orders]
+    return {
+        name: score_requests(requests, [act(request) for request in requests])["success"]
+        for name, act in tool_policies(requests).items()
+    }
+
+
 def rules(orders: Sequence[Order], chunks: Sequence[Sequence[Sequence[Any]]]) -> float:
     """Return the share of orders whose values are what rules find in all words."""
     right = 0
@@ -179,13 +195,16 @@ def rules(orders: Sequence[Order], chunks: Sequence[Sequence[Sequence[Any]]]) ->
 
 def pairs(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """Return the declared differences of right orders, and the same of the other sounds."""
-    usual, better = "example, listening", "example, freely, listening"
     wanted = [
-        (usual, "plain, listening"),
-        (better, usual),
-        (usual, "example, after"),
-        (better, "example, freely, after"),
+        (f"example, {training}listening", f"plain, {training}listening")
+        for training in ("", "freely, ")
     ]
+    for ear in ("example", "plain"):
+        wanted.append((f"{ear}, freely, listening", f"{ear}, listening"))
+        wanted += [
+            (f"{ear}, {training}listening", f"{ear}, {training}after")
+            for training in ("", "freely, ")
+        ]
     return {
         f"{sound}: {one} less {other}": difference(
             found[f"{sound}, {one}"], found[f"{sound}, {other}"]

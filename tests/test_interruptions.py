@@ -109,13 +109,13 @@ class Command:
     def press(self, number: int = signal.SIGINT) -> None:
         """What a terminal does at Ctrl-C; another one before it has come would be lost in it."""
         os.killpg(self.process.pid, number)
-        while self.process.poll() is None and self._is_pending():
+        while self.process.poll() is None and self._is_pending(number):
             time.sleep(0.01)
 
-    def _is_pending(self) -> bool:
+    def _is_pending(self, number: int) -> bool:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         pending = (line for line in status.splitlines() if line.startswith(("SigPnd", "ShdPnd")))
-        return any(int(line.split()[1], 16) >> (signal.SIGINT - 1) & 1 for line in pending)
+        return any(int(line.split()[1], 16) >> (number - 1) & 1 for line in pending)
 
     def end(self, within_s: float) -> str:
         """Wait until it and all that it has started have ended; what it printed since."""

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections import deque
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import active_children, connection, get_context, parent_process
@@ -217,12 +218,12 @@ def wait_briefly() -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let SIGTERM interrupt the block as Ctrl-C does, and a second Ctrl-C end the process at once.
+    """Let SIGTERM interrupt the block as Ctrl-C does, and a second one end the process at once.
 
     The first signal has the usual effect of Ctrl-C: it raises `KeyboardInterrupt`, or a training
-    loop notices it and saves. A second Ctrl-C ends this process and its worker processes. A
-    separate thread does that, because a signal handler waits for the main thread, which may be in a
-    long computation or already cleaning up.
+    loop notices it and saves. A second one of the same kind ends this process and its worker
+    processes. A separate thread does that, because a signal handler waits for the main thread,
+    which may be in a long computation or already cleaning up.
     """
     handlers = _interrupting()
     if not handlers:
@@ -262,9 +263,11 @@ def ended_at_once(told: str) -> Iterator[None]:
     """
 
     def leave(number: int, frame: Any) -> None:
-        sys.stderr.write(f"{_SHOW_CURSOR * sys.stderr.isatty()}{told}\n")
-        sys.stderr.flush()
-        os._exit(INTERRUPTED)
+        try:
+            sys.stderr.write(f"{_SHOW_CURSOR * sys.stderr.isatty()}{told}\n")
+            sys.stderr.flush()
+        finally:  # also where nobody reads it
+            os._exit(INTERRUPTED)
 
     with _handled(dict.fromkeys(_interrupting(), leave)):
         yield
@@ -296,10 +299,10 @@ def _handled(handlers: Mapping[int, Callable[[int, Any], Any]]) -> Iterator[None
 
 def _leave_at_second(reader: int) -> None:
     """Read the numbers of incoming signals until the other end is closed."""
-    came = 0
+    came = Counter[int]()
     while number := os.read(reader, 1):
-        came += number[0] == signal.SIGINT
-        if came == 2:
+        came[number[0]] += number[0] in (signal.SIGINT, signal.SIGTERM)
+        if came[number[0]] == 2:  # a launcher may send the other one after a Ctrl-C
             with contextlib.suppress(Exception):  # nothing may keep this process alive
                 if sys.stderr.isatty():
                     sys.stderr.write(_SHOW_CURSOR)  # a bar may have hidden it

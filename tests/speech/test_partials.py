@@ -108,7 +108,9 @@ def test_the_end_of_a_long_example_is_read() -> None:
 def test_a_text_that_repeats_itself_without_end_is_not_heard(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(FakeWhisper, "said", " ahhh" * 20)
-    assert PartialTranscriber()(SOUND) == []
-    monkeypatch.setattr(FakeWhisper, "said", " no no no a latte no a mocha")
-    assert len(PartialTranscriber()(SOUND)) == 8
+    for example in ("", "A mocha."):
+        ear = PartialTranscriber(example)
+        monkeypatch.setattr(FakeWhisper, "said", "no " * 8 + "a")  # 25 tokens in two seconds
+        assert len(ear(SOUND)) == 9
+        monkeypatch.setattr(FakeWhisper, "said", "no " * 8 + "oh")  # as many as there may be
+        assert ear(SOUND) == []

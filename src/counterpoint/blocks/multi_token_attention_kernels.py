@@ -145,7 +145,7 @@ def _in_bands(row, steps, counts, widths: tl.constexpr):
 def _scores(given, rows, counts, widths: tl.constexpr, blocks: tl.constexpr, how: tl.constexpr):
     """Return the scores of a block of queries and keys, those that are not read hidden.
 
-    ``how`` says whether the block has pairs that are not read or that the band changes, and whether
+    ``how`` says whether the block has pairs that are not read or that a band changes, and whether
     the first axis of the result is that of the keys.
     """
     num_rows = counts[1]

@@ -18,8 +18,9 @@ Longer vectors also count, of the scores, keys before s[i]: P of them, in the sc
 keys that i reads. They count, of the outputs, the weights of keys before s[i], which i-a may read
 but i may not, and what later keys give to values before s[i]: these need only the first Q-1+P
 weights of every query. Both are taken off, and both are zero by themselves where a document begins
-later than the window, because nothing is ever taken from another document. No pair lies at both
-ends, because a window has more than Q-1+P steps (`MultiTokenConfig.build`).
+later than the window, because nothing is ever taken from another document. A pair may be counted
+too much at both ends, but each tap of it at one alone; and the first Q-1+P keys of a window are
+never later than its query, because a window has more steps (`MultiTokenConfig.build`).
 
 The work is matrix products alone, more of them than in the chunked form. It pays where these are
 far faster than anything else, on a GPU; `multi_token_attention_fused` computes them there.

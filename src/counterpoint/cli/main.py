@@ -125,7 +125,7 @@ def _run(arguments: list[str]) -> int:
 
 def _interrupted(words: Sequence[str], told: str = "") -> str:
     """Return the line about an interruption: what a verb has told of it, and how to go on."""
-    go_on = " Run the same command again to continue." if {*words[:1]} & {*_GO_ON} else ""
+    go_on = " Run the same command again to continue." if words and words[0] in _GO_ON else ""
     return f"{told or 'Interrupted.'}{go_on}"
 
 

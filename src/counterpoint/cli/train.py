@@ -127,7 +127,7 @@ def _told_if_untrained(folder: Path) -> Iterator[None]:
         if any(checkpoint_paths(found.parent) for found in folder.rglob("checkpoints")):
             raise
         raise KeyboardInterrupt(
-            f"Interrupted before the first step: nothing is trained in {folder} yet."
+            f"Interrupted before the first checkpoint: nothing is kept in {folder} yet."
         ) from None
 
 

@@ -7,7 +7,6 @@ than 10 s make it repeat itself without end (`benchmarks/results/cascade_recogni
 Source: Whisper (arXiv:2212.04356), run by CTranslate2 with the tokeniser of faster-whisper.
 """
 
-import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -28,7 +27,6 @@ _LEAST_FRAMES = 1500
 _TOKENS_A_SECOND = 10  # nobody speaks so many
 _MOST_TOKENS = 448  # that Whisper reads and writes
 _MOST_BEFORE = _MOST_TOKENS // 2 - 1  # tokens of the text before
-_MOST_PACKED = 2.4  # times that a text is shorter when packed; the published limit
 _SURE = -1.0  # mean log probability of a token; below it the text is invented
 _SILENT = 0.8  # probability of no speech from which on little is believed
 
@@ -96,18 +94,21 @@ class PartialTranscriber:
         features = self._features(samples)
         encoded = self._model.model.encode(self._views.from_array(features))
         start = [*self._before, *self._tokenizer.sot_sequence, self._tokenizer.no_timestamps]
-        room = round(_TOKENS_A_SECOND * len(samples) / PARTIALS_HZ)
+        room = 6 + round(_TOKENS_A_SECOND * len(samples) / PARTIALS_HZ)
+        most = min(len(start) + room, _MOST_TOKENS)
         (found,) = self._model.model.generate(
             encoded,
             [start],
             beam_size=1,
-            max_length=min(len(start) + 6 + room, _MOST_TOKENS),
+            max_length=most,
             return_scores=True,
             return_no_speech_prob=True,
         )
         ids = [one for one in found.sequences_ids[0] if one < self._tokenizer.eot]
         doubtful = found.no_speech_prob > _SILENT and found.scores[0] < _SURE / 2
-        if not ids or found.scores[0] < _SURE or doubtful or self._repeats(ids):
+        # Without end are texts that repeat themselves, as of a baby's crying.
+        is_endless = len(found.sequences_ids[0]) >= most - len(start)
+        if not ids or found.scores[0] < _SURE or doubtful or is_endless:
             return []
         (aligned,) = self._model.model.align(
             encoded, self._tokenizer.sot_sequence, [ids], [features.shape[-1]]
@@ -118,11 +119,6 @@ class PartialTranscriber:
             word._replace(start_s=word.start_s + offset_s, end_s=word.end_s + offset_s)
             for word in words
         ]
-
-    def _repeats(self, ids: Sequence[int]) -> bool:
-        """Return whether a text repeats itself without end, as Whisper's of a baby's crying."""
-        text = self._tokenizer.decode(ids).encode()
-        return len(text) > _MOST_PACKED * len(zlib.compress(text))
 
     def _features(self, samples: Float[np.ndarray, " N"]) -> Float[np.ndarray, "1 M F"]:
         """Return log-mels of the sound and of some silence after it; F is even."""

@@ -67,7 +67,8 @@ class Patience:
         failures = Counter(outcome.failure for outcome in newest if outcome.failure)
         failed = ", ".join(f"{count} {failure}" for failure, count in failures.items())
         judged = f"; of the newest {len(newest)} judgements, {failed}" if failed else ""
-        mend = "See why the verifier fails, raise `limit_s`, train" if failed else "Train"
+        longer = ", raise `limit_s`" if "timed out" in failures else ""
+        mend = f"See why the verifier fails{longer}, train" if failed else "Train"
         return (
             "Rewards must tell solutions of a question apart for a model to learn from them: "
             f"{estimates} of the last {len(right)} questions ({len(right) * size} solutions; none "
