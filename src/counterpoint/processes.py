@@ -6,8 +6,7 @@ import pickle
 import signal
 import sys
 import threading
-from collections import deque
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import active_children, connection, get_context, parent_process

@@ -217,7 +217,7 @@ def test_interruption_before_the_first_step_says_that_nothing_is_trained(
         patch.setattr("counterpoint.recipes.training.settle_precision", measure)
         assert main(["train", "small.py", "--quiet"]) == 130
     assert capsys.readouterr().err == (
-        "Interrupted before the first step: nothing is trained in runs/small yet. "
+        "Interrupted before the first checkpoint: nothing is kept in runs/small yet. "
         "Run the same command again to continue.\n"
     )
     Path("runs/small").mkdir(parents=True)
