@@ -20,5 +20,5 @@ def shanks_tools_small() -> Run:
     data = SpokenOrdersData(row_ticks=384, num_rows=1_000_000, freely=0.75)
     run = spoken_maths_run("interleaved")
     return replace(
-        run, name="shanks_tools_small", data=data, train=replace(run.train, num_steps=600)
+        run, name="shanks_tools_small", data=data, train=replace(run.train, num_steps=450)
     )

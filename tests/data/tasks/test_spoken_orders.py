@@ -344,20 +344,25 @@ def test_silence_takes_the_time_of_words_and_is_not_heard() -> None:
 def test_orders_that_are_said_freely_are_the_same_orders_heard_worse() -> None:
     plain, freely = SpokenOrdersData(), SpokenOrdersData(freely=1.0)
     known = set(plain.words.pieces)
-    num_heard = num_said = 0
-    for number in range(200):
-        request = plain.request(number)
-        said = freely_said(request, Random(number))
+    num_heard = num_said = num_silent = 0
+    for number in range(300):
+        (call,) = plain.request(number).calls
+        said = freely_said(plain.request(number), Random(number))
         words = list(filter(None, said))
         assert {f" {word}" for word in words} <= known
-        assert determined(words, is_over=True) == request.calls[0].arguments
+        assert determined(words, is_over=True) in (call.arguments, {})
         rounds = freely.rounds(number)
-        assert arguments_of(rounds) == request.calls[0].arguments
         heard = "".join(one.get(HEARD, "") for one in rounds).split()
-        assert determined(heard, is_over=True) == request.calls[0].arguments
+        if determined(heard, is_over=True):
+            assert arguments_of(rounds) == determined(heard, is_over=True) == call.arguments
+        else:  # nobody ordered
+            num_silent += 1
+            assert not any(MARKS.call in one.get(THOUGHT, "") for one in rounds)
+            assert rounds[-1][ANSWER] == f" sorry{MARKS.stop}"
         num_heard += len(heard)
         num_said += len(words)
         assert freely.rounds(number, held_out=True) == plain.rounds(number, held_out=True)
         assert rounds == freely.rounds(number)
-    assert 0.85 < num_heard / num_said < 0.95
+    assert 0.8 < num_heard / num_said < 0.95
+    assert 5 < num_silent < 30
     assert SpokenOrdersData(freely=0.5).rounds(0) in (plain.rounds(0), freely.rounds(0))

@@ -25,6 +25,7 @@ PACES = (0.8, 1.7)
 for" in the time of two of its other words."""
 
 _MORE_OPENINGS = ("can i have a", "i want a", "make me a", "me a", "i have a", "a", "")
+_NO_ORDER_SHARE = 0.05
 _ENDED_SHARE = 0.4
 _PAUSE_SHARE = 0.12  # of the words have a pause before them
 _MOST_PAUSE = 4  # times of a word, as all that follows
@@ -41,10 +42,16 @@ _DECISIVE = {
 def freely_said(request: ToolRequest, rng: Random) -> list[str]:
     """Return the words of an order with silences; each takes the time of a word.
 
+    In a twentieth of the cases nobody orders: all is silent, or the voice breaks off.
+
     Args:
         request: One of `generated_requests`.
         rng: Draws what is said, and the silences.
     """
+    if rng.random() < _NO_ORDER_SHARE:
+        begun = rng.choice(("", "", *OPENINGS, *_MORE_OPENINGS)).split()
+        before, after = (rng.randint(0, 2 * _MOST_BEFORE) for _ in range(2))
+        return [SILENCE] * before + begun + [SILENCE] * (after + 1)
     (call,) = request.calls
     first = dict(request.stale[0][1]) if request.stale else dict(call.arguments)
     others = [first[slot] for slot in SPOKEN[:-1] if slot in first]

@@ -31,6 +31,8 @@ from counterpoint.streams.seconds import border_s, exact, num_complete
 
 ORDERED = " ordered"
 """What is thought about the response."""
+NOT_UNDERSTOOD = " sorry"
+"""The answer if no drink was heard."""
 
 _LAST_SLOT = SPOKEN[-1]  # every order has it, and says it last
 _TAKES_BACK = {words.split()[0] for words in CORRECTIONS}
@@ -143,7 +145,8 @@ def order_rounds(
         rounds.append(part | {THOUGHT: thought + marks.close})
     if due >= len(chunks):
         rounds.append({RESPONSE: response, THOUGHT: ORDERED + marks.close})
-    rounds[-1][ANSWER] = f"{answer_to(known)}{marks.stop}"
+    answer = answer_to(known) if _LAST_SLOT in known else NOT_UNDERSTOOD
+    rounds[-1][ANSWER] = f"{answer}{marks.stop}"
     return rounds
 
 
