@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -206,6 +207,15 @@ def test_interruption_is_status_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ("Interrupted. Run the same command again to continue.\n")
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """What a shell runs in the background ignores Ctrl-C, and so would these tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interruption_before_the_first_step_says_that_nothing_is_trained(
     number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -6,6 +6,7 @@ import math
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import soundfile
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from counterpoint.cli.main import main as counterpoint
 from counterpoint.config_json import encode
+from counterpoint.data.tasks.spoken_orders.source import SpokenOrdersData
 from counterpoint.evaluate.report.answer import answer_files
 from counterpoint.recipes.shanks_small import shanks_small
 from counterpoint.recipes.shanks_small_sound import shanks_small_sound
@@ -145,6 +147,11 @@ class Scripted:
 
     said = "i would like a small latte please and that is all for today".split()  # noqa: SIM905
 
+    examples: ClassVar[list[str]] = []
+
+    def __init__(self, example: str) -> None:
+        self.examples.append(example)
+
     def __call__(self, sound: Tensor) -> list[ScoredWord]:
         known = self.said[: math.ceil(len(sound) / RATE * 4)]
         return [
@@ -154,6 +161,7 @@ class Scripted:
 
 @pytest.fixture
 def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Scripted, "examples", [])
     monkeypatch.setattr("counterpoint.cli.talk_thoughts.PartialTranscriber", Scripted)
 
 
@@ -168,6 +176,9 @@ def test_a_model_of_words_hears_a_recogniser(tmp_path: Path) -> None:
     assert timeline.where(kind="answer").events
     problems = written(tmp_path / "problems", shanks.small(), shanks_small())
     assert talk(problems, "six.wav", "--threshold", "0") == 0
+    orders_like, problems_like = Scripted.examples
+    assert orders_like == SpokenOrdersData().heard_words().example
+    assert not problems_like
 
 
 class CallsAtOnce:
