@@ -1,13 +1,16 @@
 """Spoken orders by ear: what is left of calls while listening when a recogniser hears the orders?
 
-Protocol: docs/results/spoken_orders_ear_declared.json. Every model hears the same orders through
+Protocols: docs/results/spoken_orders_ear_declared.json, and for models that hear a chunk every
+second docs/results/spoken_orders_sooner_declared.json. Every model hears the same orders through
 Whisper tiny.en, which was told nothing or what orders are like. What is recognised and what a
 folder gave are kept beside ``--out``. Models are runs of `shanks_tools_small`; those that call
-after listening are the same recipe with `--data.chunk-s 60`.
+after listening are the same recipe with `--data.chunk-s 60`, and those that call sooner with 1.
 
     python benchmarks/orders_by_ear.py --listening runs/tools-0 runs/tools-1 \
         --after runs/after-0 runs/after-1 --freely-listening runs/free-0 runs/free-1 \
         --freely-after runs/free-after-0 runs/free-after-1 --data ../data/speech --out out.json
+    python benchmarks/orders_by_ear.py --first 300 --ears example --freely-sooner runs/sooner-0 \
+        --freely-listening runs/free-0 --data ../data/speech --out out.json
 """
 
 import argparse
@@ -44,9 +47,15 @@ from counterpoint.speech.partials import PartialTranscriber
 from counterpoint.speech.voices import Synthesizer, Voice
 
 QUESTION = "What is left of calls while listening when a recogniser hears the orders?"
-FIRST_ORDER = 200
 NOISE_DB = 10.0
-WHILE, AFTER = 2.0, 60.0  # seconds of a chunk of models that call while and after listening
+ARMS = {  # and the seconds of a chunk
+    "listening": 2.0,
+    "after": 60.0,
+    "freely, listening": 2.0,
+    "freely, after": 60.0,
+    "freely, sooner": 1.0,
+}
+EARS = ("plain", "example")
 SEEN = 8  # recordings of people that were looked at before
 USUAL = SpokenOrdersData()
 
@@ -61,16 +70,18 @@ class Order(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> None:
     """Let all models hear the orders, and write what came of them."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    arms = ("listening", "after", "freely, listening", "freely, after")
-    for arm in arms:
+    for arm in ARMS:
         option = f"--{arm.replace(', ', '-').replace(' ', '-')}"
         parser.add_argument(option, nargs="*", type=Path, default=[], dest=arm)
+    parser.add_argument("--first", type=int, default=200, help="number of the first order")
     parser.add_argument("--orders", type=int, default=100)
+    parser.add_argument("--ears", nargs="*", choices=EARS, default=EARS)
     parser.add_argument("--data", type=Path, default=None, help="folder of real recordings")
     parser.add_argument("--out", type=Path, required=True)
     options = vars(parser.parse_args(argv))
     torch.set_num_threads(1)
-    numbers = range(FIRST_ORDER, FIRST_ORDER + options["orders"])
+    numbers = range(options["first"], options["first"] + options["orders"])
+    lengths = sorted({chunk_s for arm, chunk_s in ARMS.items() if options[arm]})
     sounds = {"piper": spoken(numbers)}
     if options["data"]:
         noises = [read_audio(path, EAR_HZ, 1)[0] for path in every(options["data"], "noise")]
@@ -81,13 +92,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     found: dict[str, Any] = {}
     found_by_rules: dict[str, float] = {}
     for sound, orders in sounds.items():
-        for ear in ("plain", "example"):
+        for ear in options["ears"]:
             name = f"{len(orders)} of {sound}, {ear}"
-            items = {f"{name}, {chunk_s:g} s": chunk_s for chunk_s in (WHILE, AFTER)}
+            items = {f"{name}, {chunk_s:g} s": chunk_s for chunk_s in lengths}
             told = resumed(partial(recognised, orders, ear), items, kept)
             chunks = dict(zip(items.values(), told, strict=True))
             found_by_rules |= {key: rules(orders, told[n]) for n, key in enumerate(items)}
-            for arm in arms:
+            for arm in ARMS:
                 work = partial(heard, orders=orders, chunks=chunks)
                 items = {f"{folder}, {name}": folder for folder in options[arm]}
                 rows = resumed(work, items, options["out"].with_suffix(".rows.json"))
@@ -199,8 +210,10 @@ def pairs(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         (f"example, {training}listening", f"plain, {training}listening")
         for training in ("", "freely, ")
     ]
-    for ear in ("example", "plain"):
+    for ear in EARS:
         wanted.append((f"{ear}, freely, listening", f"{ear}, listening"))
+        wanted.append((f"{ear}, freely, sooner", f"{ear}, freely, listening"))
+        wanted.append((f"{ear}, freely, sooner", f"{ear}, freely, after"))
         wanted += [
             (f"{ear}, {training}listening", f"{ear}, {training}after")
             for training in ("", "freely, ")
