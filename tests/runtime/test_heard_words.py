@@ -266,11 +266,13 @@ def test_models_of_words_get_a_recogniser_with_their_chunks() -> None:
     SpokenMathsData(chunk_s=3.0).ear(layout, by_words)
     SpokenOrdersData(chunk_s=1.0).ear(layout, by_words)
     SpokenMathsData(held_back=2).ear(layout, by_words)
-    assert [how[:3] for how in asked] == [
-        (3.0, in_problem_words, 1),
-        (1.0, in_order_words, 1),
-        (2.0, in_problem_words, 2),
-    ]
+    assert [(how.chunk_s, how.num_waiting) for how in asked] == [(3.0, 1), (1.0, 1), (2.0, 2)]
+    problems, in_orders, _ = (how.in_own_words for how in asked)
+    assert problems is in_problem_words
+    assert in_orders("Mocha,") == in_order_words("Mocha,") == ["mocha"]
+    assert in_orders("sugar") == []
+    whole = SpokenOrdersData(whole_menu=True).heard_words().in_own_words
+    assert whole("sugar") == ["sugar"]
     no_example, orders, _ = recognisers
     assert not no_example
     first = SpokenOrdersData().request(0).text

@@ -14,12 +14,14 @@ from counterpoint.data.source import DataSource
 from counterpoint.data.tasks.spoken_maths.words import Words
 from counterpoint.data.tasks.spoken_orders import source
 from counterpoint.data.tasks.spoken_orders.freely import freely_said, words_heard
-from counterpoint.data.tasks.spoken_orders.rounds import determined, order_chunks, order_rounds
+from counterpoint.data.tasks.spoken_orders.menu import SMALL, WHOLE, determined
+from counterpoint.data.tasks.spoken_orders.rounds import order_chunks, order_rounds
 from counterpoint.data.tasks.spoken_orders.source import PreparedOrders, SpokenOrdersData
 from counterpoint.data.tasks.spoken_orders.words import OrderWords
 from counterpoint.data.tasks.spoken_tools import ToolRequest, generated_requests
-from counterpoint.data.tasks.tool_world import ORDER, OrderWorld
+from counterpoint.data.tasks.tool_world import DRINKS, ORDER, OrderWorld
 from counterpoint.errors import UserError
+from counterpoint.recipes.shanks_menu_small import shanks_menu_small
 from counterpoint.recipes.shanks_tools_small import shanks_tools_small
 from counterpoint.runtime.cascade.calls import Calls
 from counterpoint.runtime.cascade.clocked_calls import ClockedCalls
@@ -89,7 +91,7 @@ def test_words_with_other_marks_are_others(kind: type[OrderWords] | type[Words])
 def test_value_is_determined_by_the_word_after_it(
     said: str, is_over: bool, values: dict[str, str]
 ) -> None:
-    assert determined(said.split(), is_over=is_over) == values
+    assert determined(said.split(), SMALL, is_over=is_over) == (values, "coffeeDrink" in values)
 
 
 def test_word_that_ends_with_a_chunk_is_heard_in_it() -> None:
@@ -350,11 +352,11 @@ def test_orders_that_are_said_freely_are_the_same_orders_heard_worse() -> None:
         said = freely_said(plain.request(number), Random(number))
         words = list(filter(None, said))
         assert {f" {word}" for word in words} <= known
-        assert determined(words, is_over=True) in (call.arguments, {})
+        assert determined(words, plain.menu, is_over=True).values in (call.arguments, {})
         rounds = freely.rounds(number)
         heard = "".join(one.get(HEARD, "") for one in rounds).split()
-        if determined(heard, is_over=True):
-            assert arguments_of(rounds) == determined(heard, is_over=True) == call.arguments
+        if now := determined(heard, plain.menu, is_over=True).values:
+            assert arguments_of(rounds) == now == call.arguments
         else:  # nobody ordered
             num_silent += 1
             assert not any(MARKS.call in one.get(THOUGHT, "") for one in rounds)
@@ -366,3 +368,69 @@ def test_orders_that_are_said_freely_are_the_same_orders_heard_worse() -> None:
     assert 0.8 < num_heard / num_said < 0.95
     assert 5 < num_silent < 30
     assert SpokenOrdersData(freely=0.5).rounds(0) in (plain.rounds(0), freely.rounds(0))
+
+
+@pytest.mark.parametrize(
+    ("said", "values", "is_complete"),
+    [
+        ("a house", {}, False),
+        ("a house coffee with", {"coffeeDrink": "house coffee"}, False),
+        ("a latte and", {"coffeeDrink": "latte"}, False),
+        ("a latte and that", {"coffeeDrink": "latte"}, True),
+        ("a latte and a bit of", {"coffeeDrink": "latte"}, False),
+        ("a latte and a bit of a", {"coffeeDrink": "latte"}, True),
+        ("a latte with milk", {"coffeeDrink": "latte"}, False),
+        ("a latte with milk and", {"coffeeDrink": "latte", "milkAmount": "milk"}, False),
+        ("a latte with milk please", {"coffeeDrink": "latte", "milkAmount": "milk"}, True),
+        ("a latte please with milk please", {"coffeeDrink": "latte", "milkAmount": "milk"}, True),
+        ("a latte no wait", {}, False),
+        (
+            "a latte actually no a mocha with lots of sugar and skim milk thank",
+            {"coffeeDrink": "mocha", "milkAmount": "skim milk", "sugarAmount": "lots of sugar"},
+            True,
+        ),
+        ("with milk please", {"milkAmount": "milk"}, False),
+    ],
+)
+def test_order_of_the_whole_menu_is_complete_when_nothing_can_be_added(
+    said: str, values: dict[str, str], is_complete: bool
+) -> None:
+    assert determined(said.split(), WHOLE, is_over=False) == (values, is_complete)
+
+
+def test_orders_of_the_whole_menu_are_called_when_they_are_complete() -> None:
+    data = SpokenOrdersData(whole_menu=True, freely=0.5)
+    slots: set[str] = set()
+    drinks: set[str] = set()
+    for number in range(200):
+        request = data.request(number, held_out=True)
+        (call,) = request.calls
+        words = request.text.split()
+        assert len(data.request(number).text.split()) >= 4
+        rounds = data.rounds(number, held_out=True)
+        assert arguments_of(rounds) == call.arguments == dict(determined_by(words))
+        heard = [len(one[HEARD].split()) for one in rounds if HEARD in one]
+        place = called_in(rounds)
+        assert sum(heard[: place + 1]) > call.known_words
+        assert sum(heard[:place]) <= call.known_words + 1  # "and that": the second word decides
+        assert request.stale == () or request.stale[0][1] != call.arguments
+        slots |= call.arguments.keys()
+        drinks.add(call.arguments["coffeeDrink"])
+        for text in (text for one in data.rounds(number) for text in one.values()):
+            assert 1 not in data.words.encode(text)
+    assert slots == {*WHOLE.slots}
+    assert drinks == {*DRINKS}
+
+
+def determined_by(words: Sequence[str]) -> dict[str, str]:
+    return determined(words, WHOLE, is_over=True).values
+
+
+def test_whole_menu_needs_a_model_with_its_words() -> None:
+    run = shanks_menu_small()
+    assert isinstance(run.data, SpokenOrdersData)
+    assert isinstance(run.system, ShanksConfig)
+    assert run.data.prepare(Shanks(run.system)).batches(2, 0).batch(0).ticks[THOUGHT].shape[1] > 300
+    with pytest.raises(UserError, match="at least 144 ids"):
+        run.data.prepare(Shanks(small()))
+    assert run.data.words.identity != WORDS.identity

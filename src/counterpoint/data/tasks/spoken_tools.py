@@ -34,7 +34,7 @@ ENDINGS = (
     "and i am in a bit of a hurry because my train leaves soon",
 )
 """What generated orders are made of."""
-_CORRECTED_SHARE = 0.5
+CORRECTED_SHARE = 0.5
 _RULED_OUT = ("not a", "instead of a", "and i do not want a")
 _WITHDRAWALS = (
     "actually cancel that",
@@ -118,7 +118,7 @@ def generated_request(seed: int, number: int) -> ToolRequest:
     slots = _drawn(rng)
     said = f"{rng.choice(OPENINGS)} {_spelled(slots)}"
     stale: tuple[PlainCall, ...] = ()
-    if rng.random() < _CORRECTED_SHARE:
+    if rng.random() < CORRECTED_SHARE:
         stale = ((ORDER, dict(slots)),)
         slots["coffeeDrink"] = rng.choice([one for one in _DRINKS if one != slots["coffeeDrink"]])
         said += f" {rng.choice(CORRECTIONS)} {slots['coffeeDrink']}"

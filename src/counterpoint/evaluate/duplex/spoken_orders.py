@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from counterpoint.data.tasks.spoken_orders.menu import in_order
 from counterpoint.data.tasks.spoken_orders.rounds import (
     ORDERED,
     answer_to,
@@ -24,7 +25,6 @@ from counterpoint.data.tasks.spoken_orders.rounds import (
 )
 from counterpoint.data.tasks.spoken_orders.source import SpokenOrdersData
 from counterpoint.data.tasks.spoken_tools import (
-    SPOKEN,
     MadeCall,
     ToolOutcome,
     ToolRequest,
@@ -93,7 +93,9 @@ class OrderMaker:
     def __init__(self, request: ToolRequest, data: SpokenOrdersData, words_per_s: float) -> None:
         self._words = data.words
         self._marks = data.marks
-        rounds = order_rounds(request.text.split(), words_per_s, data.chunk_s, data.marks)
+        rounds = order_rounds(
+            request.text.split(), words_per_s, data.chunk_s, data.marks, menu=data.menu
+        )
         self._thoughts = [one[THOUGHT] for one in rounds if HEARD in one]  # up to the call
         self._answer = rounds[-1][ANSWER]
         self._is_told = False  # of a response that it has not thought about
@@ -300,8 +302,7 @@ def order_floors(data: SpokenOrdersData, numbers: Sequence[int]) -> dict[str, di
 def _says_what_is_right(served: Served) -> bool:
     """Return whether the answer is the one that the right call asks for."""
     answers = [event.text for event in served.timeline.where(kind="answer")]
-    slots = [call.arguments for call in served.request.calls]
-    said = [{name: own[name] for name in SPOKEN if name in own} for own in slots]
+    said = [in_order(call.arguments) for call in served.request.calls]
     return answers == [answer_to(own).strip() for own in said]
 
 

@@ -8,13 +8,8 @@ recogniser misses words. Nothing here has words of its own, so a model knows all
 from collections.abc import Sequence
 from random import Random
 
-from counterpoint.data.tasks.spoken_tools import (
-    CORRECTIONS,
-    ENDINGS,
-    OPENINGS,
-    SPOKEN,
-    ToolRequest,
-)
+from counterpoint.data.tasks.spoken_orders.menu import ADDED, BEFORE, DRINK, JOINTS, WHOLE
+from counterpoint.data.tasks.spoken_tools import CORRECTIONS, ENDINGS, OPENINGS, ToolRequest
 from counterpoint.data.tasks.tool_world import SLOTS
 
 SILENCE = ""
@@ -34,9 +29,9 @@ _MOST_AFTER = 8
 _MISSED_SHARE = 0.2  # of the words that decide nothing
 _DECISIVE = {
     word
-    for text in (*CORRECTIONS, *(value for slot in SPOKEN for value in SLOTS[slot]))
+    for text in (*CORRECTIONS, *(value for slot in WHOLE.slots for value in SLOTS[slot]))
     for word in text.split()
-} - {"a"}
+} - {"a", "of"}
 
 
 def freely_said(request: ToolRequest, rng: Random) -> list[str]:
@@ -54,11 +49,15 @@ def freely_said(request: ToolRequest, rng: Random) -> list[str]:
         return [SILENCE] * before + begun + [SILENCE] * (after + 1)
     (call,) = request.calls
     first = dict(request.stale[0][1]) if request.stale else dict(call.arguments)
-    others = [first[slot] for slot in SPOKEN[:-1] if slot in first]
+    others = [first[slot] for slot in BEFORE if slot in first]
     rng.shuffle(others)
-    texts = [rng.choice((*OPENINGS, *_MORE_OPENINGS)), *others, first[SPOKEN[-1]]]
+    texts = [rng.choice((*OPENINGS, *_MORE_OPENINGS)), *others, first[DRINK]]
     if request.stale:
-        texts += [rng.choice(CORRECTIONS), call.arguments[SPOKEN[-1]]]
+        texts += [rng.choice(CORRECTIONS), call.arguments[DRINK]]
+    if added := [first[slot] for slot in ADDED if slot in first]:
+        rng.shuffle(added)
+        for value in added:
+            texts += [rng.choice((*JOINTS, "")), value]
     if rng.random() < _ENDED_SHARE:
         texts.append(rng.choice(ENDINGS))
     said = [SILENCE] * rng.randint(0, _MOST_BEFORE)

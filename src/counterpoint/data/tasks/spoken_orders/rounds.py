@@ -1,9 +1,10 @@
 """What somebody thinks who hears an order chunk by chunk, calls the tool for it, and answers.
 
-A thought notes the values that have become determined, and calls the tool as soon as all are. A
-value is determined when the word after it has been heard: before that, "medium" may still become
-"medium roast", and "a latte" may go on with "no wait make that a mocha". So nothing that a speaker
-takes back is called. In words, cut after "dark roast latte":
+A thought notes the values that have become determined, and calls the tool as soon as all are (see
+`counterpoint.data.tasks.spoken_orders.menu`). A value is determined when the word after it has been
+heard: before that, "medium" may still become "medium roast", and "a latte" may go on with "no wait
+make that a mocha". So nothing that a speaker takes back is called. In words, cut after "dark roast
+latte":
 
     round  could i have a medium dark roast latte [EOPA] size medium roast dark roast</think>
     round  please [EOA] coffeeDrink latte<tool_call>{"name": ...}</tool_call>
@@ -24,8 +25,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from counterpoint.data.tasks.spoken_maths.hearing import chunk_ends
-from counterpoint.data.tasks.spoken_tools import CORRECTIONS, SPOKEN
-from counterpoint.data.tasks.tool_world import ORDER, SLOTS
+from counterpoint.data.tasks.spoken_orders.menu import DRINK, SMALL, Menu, determined
+from counterpoint.data.tasks.tool_world import ORDER
 from counterpoint.streams.rounds import ANSWER, HEARD, MARK, RESPONSE, THOUGHT, Marks
 from counterpoint.streams.seconds import border_s, exact, num_complete
 
@@ -33,9 +34,6 @@ ORDERED = " ordered"
 """What is thought about the response."""
 NOT_UNDERSTOOD = " sorry"
 """The answer if no drink was heard."""
-
-_LAST_SLOT = SPOKEN[-1]  # every order has it, and says it last
-_TAKES_BACK = {words.split()[0] for words in CORRECTIONS}
 
 
 class OrderChunk(NamedTuple):
@@ -72,37 +70,13 @@ def order_chunks(said: Sequence[str], words_per_s: float, chunk_s: float) -> lis
     return chunks
 
 
-def determined(words: Sequence[str], *, is_over: bool) -> dict[str, str]:
-    """Return the values of an order that are determined by the words so far.
-
-    Args:
-        words: The words that were heard.
-        is_over: Whether no more will come.
-    """
-    found = {}
-    place = 0
-    while place < len(words):
-        slot, value = _value_at(words, place)
-        place += max(len(value.split()), 1)
-        following = words[place] if place < len(words) else ""
-        if slot and (following or is_over) and following not in _TAKES_BACK:
-            found[slot] = value
-    return {slot: found[slot] for slot in SPOKEN if slot in found}
-
-
-def _value_at(words: Sequence[str], place: int) -> tuple[str, str]:
-    """Return the slot of the longest value that is said from a word on, and the value."""
-    matches = [
-        (slot, value)
-        for slot in SPOKEN
-        for value in SLOTS[slot]
-        if [*words[place : place + len(value.split())]] == value.split()
-    ]
-    return max(matches, key=lambda match: len(match[1]), default=("", ""))
-
-
 def order_rounds(
-    said: Sequence[str], words_per_s: float, chunk_s: float, marks: Marks, late: int = 0
+    said: Sequence[str],
+    words_per_s: float,
+    chunk_s: float,
+    marks: Marks,
+    late: int = 0,
+    menu: Menu = SMALL,
 ) -> list[dict[str, str]]:
     """Return the rounds of an order: the text of each part of `counterpoint.streams.rounds.ROUND`.
 
@@ -114,11 +88,13 @@ def order_rounds(
         late: Number of chunks after the one that closes the thought with the call until the
             response comes; 0 if it comes during that thought. A call in the last thought is always
             waited for.
+        menu: What can be ordered.
     """
     chunks = order_chunks(said, words_per_s, chunk_s)
     rounds: list[dict[str, str]] = []
     words: list[str] = []
     known: dict[str, str] = {}
+    was_complete = False
     response = ""
     due = -1
     for place, chunk in enumerate(chunks):
@@ -129,10 +105,10 @@ def order_rounds(
         if place == due:
             part[RESPONSE] = response
             thought = ORDERED
-        now = determined(words, is_over=is_last)
+        now, is_complete = determined(words, menu, is_over=is_last)
         thought += spaced([f"{slot} {value}" for slot, value in now.items() if slot not in known])
-        is_called = _LAST_SLOT in now and _LAST_SLOT not in known
-        known = now
+        is_called = is_complete and not was_complete
+        known, was_complete = now, is_complete
         if is_called:
             rounds.append(part | {THOUGHT: thought + written_call(now, marks)})
             response = marks.response + json.dumps({"ordered": now}) + marks.response_end
@@ -145,7 +121,7 @@ def order_rounds(
         rounds.append(part | {THOUGHT: thought + marks.close})
     if due >= len(chunks):
         rounds.append({RESPONSE: response, THOUGHT: ORDERED + marks.close})
-    answer = answer_to(known) if _LAST_SLOT in known else NOT_UNDERSTOOD
+    answer = answer_to(known) if DRINK in known else NOT_UNDERSTOOD
     rounds[-1][ANSWER] = f"{answer}{marks.stop}"
     return rounds
 

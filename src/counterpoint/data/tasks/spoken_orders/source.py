@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from random import Random
 from typing import Any, NamedTuple
@@ -29,13 +30,14 @@ from counterpoint.data.tasks.spoken_maths.packing import (
     written_stream,
 )
 from counterpoint.data.tasks.spoken_orders.freely import PACES, freely_said, words_heard
+from counterpoint.data.tasks.spoken_orders.menu import SMALL, WHOLE, Menu
 from counterpoint.data.tasks.spoken_orders.rounds import order_rounds, spaced
 from counterpoint.data.tasks.spoken_orders.words import (
     OrderWords,
     in_order_words,
     opened_order_words,
 )
-from counterpoint.data.tasks.spoken_tools import ToolRequest, generated_request
+from counterpoint.data.tasks.spoken_tools import ToolRequest
 from counterpoint.data.tasks.tool_world import OrderWorld
 from counterpoint.data.tools import Tool
 from counterpoint.digests import json_digest
@@ -74,6 +76,8 @@ class SpokenOrdersData:
         late: Share of the calls whose response comes one or two chunks late; see `order_rounds`.
         freely: Share of the orders to learn from that are said as people say them, and of which
             words are missed; see `counterpoint.data.tasks.spoken_orders.freely`.
+        whole_menu: Whether all is ordered that recorded people order, milk and sugar too; see
+            `counterpoint.data.tasks.spoken_orders.menu`.
         row_ticks: Number of ticks of a row.
         num_rows: Number of rows to learn from.
         num_held_out: Number of held-out rows of one order each.
@@ -86,6 +90,7 @@ class SpokenOrdersData:
     chunk_s: float = 2.0
     late: float = 0.25
     freely: float = 0.0
+    whole_menu: bool = False
     row_ticks: int = 512
     num_rows: int = 100_000
     num_held_out: int = 64
@@ -107,7 +112,12 @@ class SpokenOrdersData:
     @property
     def words(self) -> OrderWords:
         """How texts become ids."""
-        return opened_order_words(self.marks)
+        return opened_order_words(self.marks, self.menu)
+
+    @property
+    def menu(self) -> Menu:
+        """What can be ordered."""
+        return WHOLE if self.whole_menu else SMALL
 
     @property
     def tokens_per_s(self) -> float:
@@ -126,7 +136,8 @@ class SpokenOrdersData:
     def heard_words(self) -> HeardWords:
         """Return how a model is told words; the example has the first orders to learn from."""
         example = " ".join(f"{self.request(n).text.capitalize()}." for n in range(_EXAMPLES))
-        return HeardWords(self.chunk_s, in_order_words, 1, example)
+        in_own_words = partial(in_order_words, menu=self.menu)
+        return HeardWords(self.chunk_s, in_own_words, 1, example)
 
     def tools(self) -> tuple[Tool, ...]:
         """Return the tool that a model calls, which changes a small world of its own."""
@@ -152,18 +163,19 @@ class SpokenOrdersData:
         Raises:
             UserError: The system cannot write or hear the words.
         """
-        if not self.fits(system.layout):
+        layout = system.layout
+        if not self.fits(layout) or written_stream(layout).sizes[0] < len(self.words):
             raise UserError(
                 f"A system must write one stream of at least {len(self.words)} ids, and hear words "
                 "if it hears anything, to learn spoken orders. Take `vocab_size` from "
                 "`SpokenOrdersData.words`."
             )
-        return PreparedOrders(self, system.layout)
+        return PreparedOrders(self, layout)
 
     def request(self, number: int, *, held_out: bool = False) -> ToolRequest:
         """Return an order; one in eight texts is held out, and no row to learn from has it."""
         seed = self._seed(held_out=held_out)
-        requests = (generated_request(seed, number + _NEXT * turn) for turn in count())
+        requests = (self.menu.request(seed, number + _NEXT * turn) for turn in count())
         return next(one for one in requests if _is_held_out(one.text) == held_out)
 
     def rounds(self, number: int, *, held_out: bool = False) -> list[dict[str, str]]:
@@ -173,15 +185,18 @@ class SpokenOrdersData:
         freely = Random(f"freely {self._seed(held_out=held_out)} {number}")
         if held_out or freely.random() >= self.freely:
             said = request.text.split()
-            return order_rounds(said, pace.words_per_s, self.chunk_s, self.marks, pace.late)
+            return self._rounds(said, pace.words_per_s, pace.late)
         ways = (freely_said(request, freely) for _ in count())
         said = next(words for words in ways if not _is_held_out(" ".join(filter(None, words))))
         rate = pace.words_per_s * freely.uniform(*PACES)
-        rounds = order_rounds(said, rate, self.chunk_s, self.marks, pace.late)
+        rounds = self._rounds(said, rate, pace.late)
         return [
             one | {HEARD: spaced(words_heard(one[HEARD].split(), freely))} if HEARD in one else one
             for one in rounds
         ]
+
+    def _rounds(self, said: Sequence[str], words_per_s: float, late: int) -> list[dict[str, str]]:
+        return order_rounds(said, words_per_s, self.chunk_s, self.marks, late, self.menu)
 
     def pace(self, number: int, *, held_out: bool = False) -> OrderPace:
         """Return how fast an order is spoken, and how late the response to its call comes."""

@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Int
 
 from counterpoint.data.tasks.recognised import in_known_words
+from counterpoint.data.tasks.spoken_orders.menu import JOINTS, SMALL, Menu
 from counterpoint.data.tasks.spoken_orders.rounds import ORDERED, answer_to, written_call
-from counterpoint.data.tasks.spoken_tools import CORRECTIONS, ENDINGS, OPENINGS, SPOKEN
+from counterpoint.data.tasks.spoken_tools import CORRECTIONS, ENDINGS, OPENINGS
 from counterpoint.data.tasks.tool_world import SLOTS
 from counterpoint.digests import json_digest
 from counterpoint.streams.rounds import Marks
@@ -24,13 +25,13 @@ class OrderWords:
     order cannot contain, such as why a tool has failed, becomes the unknown piece.
     """
 
-    def __init__(self, marks: Marks | None = None) -> None:
+    def __init__(self, marks: Marks | None = None, menu: Menu = SMALL) -> None:
         own = marks or Marks()
         every = [own.part, own.last, own.close, own.interrupt, own.stop]
         every += [own.call, own.call_end, own.response, own.response_end]
         named = "|".join(map(re.escape, every))
         self._piece = re.compile(rf"{named}|\s?\w+|\s?(?:(?!{named})[^\w\s])+")
-        told = [piece for text in _texts(own) for piece in self._piece.findall(text)]
+        told = [piece for text in _texts(own, menu) for piece in self._piece.findall(text)]
         self.pieces = ("<pad>", _UNKNOWN, *dict.fromkeys((*every, *told)))
         self._ids = {piece: number for number, piece in enumerate(self.pieces)}
         self.identity = f"orders:{json_digest(self.pieces)}"
@@ -50,9 +51,9 @@ class OrderWords:
         return "".join(self.pieces[one] if one < most else _UNKNOWN for one in ids.tolist())
 
 
-def in_order_words(text: str) -> list[str]:
+def in_order_words(text: str, menu: Menu = SMALL) -> list[str]:
     """Return a recognised word in the words of orders; what is unlike them is left out."""
-    return in_known_words(text, _SAID, _size, {"oz": "ounce"})
+    return in_known_words(text, _said(menu), _size, _OTHERS)
 
 
 def _size(number: int) -> list[str]:
@@ -61,27 +62,32 @@ def _size(number: int) -> list[str]:
 
 
 _SIZES = {8: "eight", 12: "twelve", 16: "sixteen", 20: "twenty"}
-_SAID = sorted(
-    {
-        word
-        for text in (*OPENINGS, *CORRECTIONS, *ENDINGS, *(v for s in SPOKEN for v in SLOTS[s]))
-        for word in text.split()
-    }
-)
+_OTHERS = {"oz": "ounce", "skimmed": "skim", "soya": "soy"}
 
 
-def _texts(marks: Marks) -> list[str]:
+@cache
+def _said(menu: Menu) -> list[str]:
+    """Return the words of which orders are made."""
+    phrases = [*OPENINGS, *CORRECTIONS, *ENDINGS, *(v for s in menu.slots for v in SLOTS[s])]
+    if menu.added:
+        phrases += JOINTS
+    return sorted({word for text in phrases for word in text.split()})
+
+
+def _texts(marks: Marks, menu: Menu) -> list[str]:
     """Return texts that hold every piece that an order can have."""
     said = [f" {words}" for words in (*OPENINGS, *CORRECTIONS, *ENDINGS)]
-    single = [{slot: value} for slot in SPOKEN for value in SLOTS[slot]]
-    orders = [*single, {slot: SLOTS[slot][0] for slot in SPOKEN}]
+    single = [{slot: value} for slot in menu.slots for value in SLOTS[slot]]
+    orders = [*single, {slot: SLOTS[slot][0] for slot in menu.slots}]
     for order in orders:
         said += [f" {slot} {value}" for slot, value in order.items()]
         said += [written_call(order, marks), json.dumps({"ordered": order}), answer_to(order)]
+    if menu.added:
+        said += [f" {joint}" for joint in JOINTS]
     return [*said, ORDERED]
 
 
 @cache
-def opened_order_words(marks: Marks) -> OrderWords:
-    """Return how orders become ids; they are found once for the same marks."""
-    return OrderWords(marks)
+def opened_order_words(marks: Marks, menu: Menu) -> OrderWords:
+    """Return how orders become ids; they are found once for the same marks and menu."""
+    return OrderWords(marks, menu)
