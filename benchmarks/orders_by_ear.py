@@ -1,10 +1,11 @@
 """Spoken orders by ear: what is left of calls while listening when a recogniser hears the orders?
 
-Protocols: docs/results/spoken_orders_ear_declared.json, and for models that hear a chunk every
-second docs/results/spoken_orders_sooner_declared.json. Every model hears the same orders through
-Whisper tiny.en, which was told nothing or what orders are like. What is recognised and what a
-folder gave are kept beside ``--out``. Models are runs of `shanks_tools_small`; those that call
-after listening are the same recipe with `--data.chunk-s 60`, and those that call sooner with 1.
+Protocols: docs/results/spoken_orders_ear_declared.json; for models that hear a chunk every second
+spoken_orders_sooner_declared.json, and for the whole menu spoken_orders_menu_declared.json. Every
+model hears the same orders through Whisper tiny.en, which was told nothing or what orders are like.
+What is recognised and what a folder gave are kept beside ``--out``. Models are runs of
+`shanks_tools_small`, with ``--whole-menu`` of `shanks_menu_small`; those that call after listening
+are the same recipe with `--data.chunk-s 60`, and those that call sooner with 1.
 
     python benchmarks/orders_by_ear.py --listening runs/tools-0 runs/tools-1 \
         --after runs/after-0 runs/after-1 --freely-listening runs/free-0 runs/free-1 \
@@ -26,10 +27,9 @@ from bench_spoken_orders import counted, difference, opened, summarised
 from record import finish, resumed
 from torch import Tensor
 
-from counterpoint.data.tasks.spoken_orders.rounds import determined
+from counterpoint.data.tasks.spoken_orders.menu import DRINK, determined
 from counterpoint.data.tasks.spoken_orders.source import SpokenOrdersData
 from counterpoint.data.tasks.spoken_tools import (
-    SPOKEN,
     ToolRequest,
     recorded_requests,
     score_requests,
@@ -57,7 +57,7 @@ ARMS = {  # and the seconds of a chunk
 }
 EARS = ("plain", "example")
 SEEN = 8  # recordings of people that were looked at before
-USUAL = SpokenOrdersData()
+SMALL = SpokenOrdersData()
 
 
 class Order(NamedTuple):
@@ -78,16 +78,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--ears", nargs="*", choices=EARS, default=EARS)
     parser.add_argument("--data", type=Path, default=None, help="folder of real recordings")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--whole-menu", action="store_true", help="for runs of shanks_menu_small")
     options = vars(parser.parse_args(argv))
+    data = replace(SMALL, whole_menu=options["whole_menu"])
     torch.set_num_threads(1)
     numbers = range(options["first"], options["first"] + options["orders"])
     lengths = sorted({chunk_s for arm, chunk_s in ARMS.items() if options[arm]})
-    sounds = {"piper": spoken(numbers)}
+    sounds = {"piper": spoken(numbers, data)}
     if options["data"]:
         noises = [read_audio(path, EAR_HZ, 1)[0] for path in every(options["data"], "noise")]
         pairs_of = zip(sounds["piper"], cycle(noises), strict=False)
         sounds["noise"] = [noisy(order, noise) for order, noise in pairs_of]
-        sounds["people"] = people(options["data"])
+        sounds["people"] = people(options["data"], data)
     kept = options["out"].with_suffix(".heard.json")
     found: dict[str, Any] = {}
     found_by_rules: dict[str, float] = {}
@@ -95,9 +97,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         for ear in options["ears"]:
             name = f"{len(orders)} of {sound}, {ear}"
             items = {f"{name}, {chunk_s:g} s": chunk_s for chunk_s in lengths}
-            told = resumed(partial(recognised, orders, ear), items, kept)
+            told = resumed(partial(recognised, orders, told_by(ear, data)), items, kept)
             chunks = dict(zip(items.values(), told, strict=True))
-            found_by_rules |= {key: rules(orders, told[n]) for n, key in enumerate(items)}
+            found_by_rules |= {
+                key: rules(orders, parts, data) for key, parts in zip(items, told, strict=True)
+            }
             for arm in ARMS:
                 work = partial(heard, orders=orders, chunks=chunks)
                 items = {f"{folder}, {name}": folder for folder in options[arm]}
@@ -119,10 +123,10 @@ def every(folder: Path, kind: str) -> list[Path]:
     return sorted((folder / kind).rglob("*.opus"))
 
 
-def spoken(numbers: Sequence[int]) -> list[Order]:
+def spoken(numbers: Sequence[int], data: SpokenOrdersData) -> list[Order]:
     """Return held-out orders as Piper says them."""
     voice = Synthesizer()
-    requests = [USUAL.request(number, held_out=True) for number in numbers]
+    requests = [data.request(number, held_out=True) for number in numbers]
     sounds = [voice.speak(one.text, Voice(formant=1.0), EAR_HZ).audio for one in requests]
     return [ended(one, audio) for one, audio in zip(requests, sounds, strict=True)]
 
@@ -140,16 +144,22 @@ def noisy(order: Order, noise: Tensor) -> Order:
     return Order(order.request, audio + repeated * (loud * 10 ** (-NOISE_DB / 10)).sqrt())
 
 
-def people(folder: Path) -> list[Order]:
-    """Return the recorded orders that have only slots and drinks of the training data."""
-    drinks = {USUAL.request(n).calls[0].arguments[SPOKEN[-1]] for n in range(200)}
-    requests = [
+def people(folder: Path, data: SpokenOrdersData) -> list[Order]:
+    """Return the recorded orders with slots and drinks of the menu, but those that were seen."""
+    seen = {request.name for request in on_menu(folder, SMALL)[:SEEN]}
+    unseen = [request for request in on_menu(folder, data) if request.name not in seen]
+    return [ended(one, read_audio(str(one.recording), EAR_HZ, 1)[0]) for one in unseen]
+
+
+def on_menu(folder: Path, data: SpokenOrdersData) -> list[ToolRequest]:
+    """Return the recorded orders that have only slots and drinks of the data."""
+    drinks = {data.request(n).calls[0].arguments[DRINK] for n in range(200)}
+    return [
         request
         for request in recorded_requests(folder)
         for slots in [request.calls[0].arguments]
-        if set(slots) <= set(SPOKEN) and slots.get(SPOKEN[-1]) in drinks
+        if set(slots) <= set(data.menu.slots) and slots.get(DRINK) in drinks
     ]
-    return [ended(one, read_audio(str(one.recording), EAR_HZ, 1)[0]) for one in requests[SEEN:]]
 
 
 def heard(
@@ -168,21 +178,21 @@ def heard(
     return counted(served)
 
 
-def recognised(orders: Sequence[Order], ear: str, chunk_s: float) -> list[list[HeardChunk]]:
+def recognised(orders: Sequence[Order], told: HeardWords, chunk_s: float) -> list[list[HeardChunk]]:
     """Return the chunks of all orders, as the ear of a model tells them."""
-    how = told_by(ear, chunk_s)
+    how = told._replace(chunk_s=chunk_s)
     recognise = PartialTranscriber(how.example)
     found = []
-    for order in Progress().over(f"recognising, {ear}, {chunk_s:g} s", orders, len(orders)):
+    for order in Progress().over(f"recognising, {chunk_s:g} s", orders, len(orders)):
         words = recognised_by(lambda _: recognise)(how)
         assert isinstance(words, ChunkedWords)
         found.append([*words.push(order.audio), words.finish()])
     return found
 
 
-def told_by(ear: str, chunk_s: float) -> HeardWords:
+def told_by(ear: str, data: SpokenOrdersData) -> HeardWords:
     """Return how words are told by an ear."""
-    how = replace(USUAL, chunk_s=chunk_s).heard_words()
+    how = data.heard_words()
     return how if ear == "example" else how._replace(example="")
 
 
@@ -195,12 +205,15 @@ def floors(orders: Sequence[Order]) -> dict[str, float]:
     }
 
 
-def rules(orders: Sequence[Order], chunks: Sequence[Sequence[Sequence[Any]]]) -> float:
+def rules(
+    orders: Sequence[Order], chunks: Sequence[Sequence[Sequence[Any]]], data: SpokenOrdersData
+) -> float:
     """Return the share of orders whose values are what rules find in all words."""
     right = 0
     for order, parts in zip(orders, chunks, strict=True):
         words = [word for part in parts for word in str(HeardChunk(*part).content).split()]
-        right += determined(words, is_over=True) == dict(order.request.calls[0].arguments)
+        found = determined(words, data.menu, is_over=True).values
+        right += found == dict(order.request.calls[0].arguments)
     return right / len(orders)
 
 

@@ -108,7 +108,8 @@ def order_rounds(
         now, is_complete = determined(words, menu, is_over=is_last)
         thought += spaced([f"{slot} {value}" for slot, value in now.items() if slot not in known])
         is_called = is_complete and not was_complete
-        known, was_complete = now, is_complete
+        known = now
+        was_complete = is_complete
         if is_called:
             rounds.append(part | {THOUGHT: thought + written_call(now, marks)})
             response = marks.response + json.dumps({"ordered": now}) + marks.response_end
