@@ -50,14 +50,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--listening", nargs="+", type=Path, default=[])
     parser.add_argument("--after", nargs="*", type=Path, default=[])
     parser.add_argument("--orders", type=int, default=500)
+    parser.add_argument("--counters", nargs="+", choices=COUNTERS, default=[*COUNTERS])
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     arms = {"while listening": options.listening, "after listening": options.after}
-    data = SpokenOrdersData()
+    menus = {opened(folder)[1].whole_menu for folder in (*options.listening, *options.after)}
+    if len(menus) > 1:
+        raise SystemExit("All runs must have one menu.")
+    data = SpokenOrdersData(whole_menu=True in menus)
     kept = options.out.with_suffix(".rows.json")
     found: dict[str, Any] = {}
-    for counter in COUNTERS:
+    for counter in options.counters:
         for arm, folders in arms.items():
             work = partial(heard, counter=counter, number=options.orders)
             items = {f"{one}, {counter}, {options.orders} orders": one for one in folders}
@@ -65,14 +69,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             if rows:
                 found[f"{arm}, {counter}"] = {name: [row[name] for row in rows] for name in rows[0]}
     summary = {name: summarised(rows) for name, rows in found.items()}
-    for counter in COUNTERS:
+    for counter in options.counters:
         ours, theirs = (found.get(f"{arm}, {counter}") for arm in arms)
         if ours and theirs:
             summary[f"right, while less after listening, {counter}"] = difference(ours, theirs)
     numbers = range(options.orders)
     makers = {
-        counter: plain(order_scores([serve_by_maker(data, number, own) for number in numbers]))
-        for counter, own in COUNTERS.items()
+        counter: plain(
+            order_scores([serve_by_maker(data, number, COUNTERS[counter]) for number in numbers])
+        )
+        for counter in options.counters
     }
     result = {"summary": summary, "maker": makers, "floors": order_floors(data, numbers)}
     write_records(options.out.with_suffix(".parquet"), lines(found))
