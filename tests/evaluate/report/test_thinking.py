@@ -49,6 +49,24 @@ TIMELINE = Timeline(
 )
 
 
+def test_figure_shows_what_was_recognised_and_calls_in_few_letters() -> None:
+    written = '{"name": "orderDrink", "arguments": {"size": "large", "coffeeDrink": "mocha"}}'
+    timeline = Timeline(
+        events=(
+            event("chunk", 0.0, 2.0, "a large mocha", "user", chunk=0),
+            event("chunk", 2.0, 4.0, "", "user", chunk=1),
+            event("call", 2.2, 2.7, written, call=0, ok=True),
+            event("call", 4.2, 4.7, CALL, call=1, ok=True),
+            event("call", 6.2, 6.7, "[rubbish", call=2, ok=True),
+        )
+    )
+    levels = measure_levels([torch.zeros(2, 8 * RATE)], RATE)
+    figure = watched_figure(Watched(title="x", levels=levels, timeline=timeline))
+    labels = [text.get_text() for axis in figure.axes for text in axis.texts]
+    for label in ("a large mocha", "orderDrink: large, mocha", "order: <large>", "[rubbish"):
+        assert labels.count(label) == 1
+
+
 def test_a_machine_that_is_too_slow_is_told() -> None:
     """A conversation on a busy machine ended without an answer and without a word about it."""
     late = Timeline(

@@ -1,7 +1,8 @@
 """The figure of a conversation with thoughts: everything that happened, on one time axis.
 
-From above: the user's sound and words, thoughts, calls of tools, the agent's sound and words. Lines
-across a row are interruptions: full where the agent interrupts, dotted where the user does.
+From above: the user's sound and words, or what was recognised in each chunk of it; thoughts; calls
+of tools; the agent's sound and words. Lines across a row are interruptions: full where the agent
+interrupts, dotted where the user does.
 """
 
 import json
@@ -92,7 +93,7 @@ def _draw_row(watched: Watched, axis: "Axes", row: Row) -> int:
         channel = (AGENT, USER).index(name)
         draw_wave(axis, watched.levels, channel, row, centre, _voiced(timeline, name))
         _name(axis, name, centre, COLOURS[name])
-        said = standing_words(timeline, name)
+        said = standing_words(timeline, name) or _recognised(timeline, name)
         left_out += draw_words(axis, said, row, top - WAVE, COLOURS[name])
         top -= WAVE + words + _PAD
         if name == USER:
@@ -107,6 +108,11 @@ def _draw_row(watched: Watched, axis: "Axes", row: Row) -> int:
         if row.start_s <= event.end_s < row.stop_s:
             axis.axvline(event.end_s, color=PALETTE[1], linestyle=style, linewidth=1.4)
     return left_out
+
+
+def _recognised(timeline: Timeline, name: str) -> list[Event]:
+    """Return the chunks of a speaker with what was recognised in them, as labels."""
+    return [_labelled(one) for one in timeline.where(stream=name, kind="chunk") if one.text]
 
 
 def _voiced(timeline: Timeline, name: str) -> list[Segment]:
@@ -157,9 +163,11 @@ def _labelled(event: Event) -> Event:
 
 
 def _spelled(call: str) -> str:
-    """Return a call, which is a JSON list of its name and its arguments, in fewer letters."""
+    """Return a call in fewer letters: a JSON list of name and arguments, or an object with both."""
     try:
-        name, arguments = json.loads(call)
+        parsed = json.loads(call)
+        pair = (parsed["name"], parsed["arguments"]) if isinstance(parsed, dict) else parsed
+        name, arguments = pair
         return f"{name}: {', '.join(map(str, arguments.values()))}"
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return call
