@@ -310,7 +310,7 @@ def test_no_order_that_is_said_freely_is_held_out(monkeypatch: pytest.MonkeyPatc
     assert any(source._is_held_out(" ".join(filter(None, said))) for said in ways)
     held_out = {DATA.request(number, held_out=True).text for number in range(2000)}
     data = SpokenOrdersData(freely=1.0)
-    for listened in (words_heard, lambda words, _: words):
+    for listened in (words_heard, lambda words, *_: words):
         monkeypatch.setattr(source, "words_heard", listened)
         heard = {
             "".join(one.get(HEARD, "") for one in data.rounds(number)).strip()

@@ -6,9 +6,10 @@ recogniser misses words. Nothing here has words of its own, so a model knows all
 """
 
 from collections.abc import Sequence
+from functools import cache
 from random import Random
 
-from counterpoint.data.tasks.spoken_orders.menu import ADDED, BEFORE, DRINK, JOINTS, WHOLE
+from counterpoint.data.tasks.spoken_orders.menu import ADDED, BEFORE, DRINK, JOINTS, Menu
 from counterpoint.data.tasks.spoken_tools import CORRECTIONS, ENDINGS, OPENINGS, ToolRequest
 from counterpoint.data.tasks.tool_world import SLOTS
 
@@ -27,11 +28,7 @@ _MOST_PAUSE = 4  # times of a word, as all that follows
 _MOST_BEFORE = 6
 _MOST_AFTER = 8
 _MISSED_SHARE = 0.2  # of the words that decide nothing
-_DECISIVE = {
-    word
-    for text in (*CORRECTIONS, *(value for slot in WHOLE.slots for value in SLOTS[slot]))
-    for word in text.split()
-} - {"a", "of"}
+_DECIDE_NOTHING = {"a", "of"}  # "bit of milk" can only be "a bit of milk"
 
 
 def freely_said(request: ToolRequest, rng: Random) -> list[str]:
@@ -68,7 +65,7 @@ def freely_said(request: ToolRequest, rng: Random) -> list[str]:
     return said + [SILENCE] * rng.randint(0, _MOST_AFTER)
 
 
-def words_heard(words: Sequence[str], rng: Random) -> list[str]:
+def words_heard(words: Sequence[str], rng: Random, menu: Menu) -> list[str]:
     """Return the words of a chunk that a recogniser does not miss.
 
     Words of values and of corrections are heard, since nobody can know what they were. So is the
@@ -77,5 +74,12 @@ def words_heard(words: Sequence[str], rng: Random) -> list[str]:
     return [
         word
         for place, word in enumerate(words, 1)
-        if place == len(words) or word in _DECISIVE or rng.random() >= _MISSED_SHARE
+        if place == len(words) or word in _decisive(menu) or rng.random() >= _MISSED_SHARE
     ]
+
+
+@cache
+def _decisive(menu: Menu) -> set[str]:
+    """Return the words by which values and corrections are known."""
+    values = (value for slot in menu.slots for value in SLOTS[slot])
+    return {word for text in (*CORRECTIONS, *values) for word in text.split()} - _DECIDE_NOTHING

@@ -191,7 +191,9 @@ class SpokenOrdersData:
         rate = pace.words_per_s * freely.uniform(*PACES)
         rounds = self._rounds(said, rate, pace.late)
         return [
-            one | {HEARD: spaced(words_heard(one[HEARD].split(), freely))} if HEARD in one else one
+            one | {HEARD: spaced(words_heard(one[HEARD].split(), freely, self.menu))}
+            if HEARD in one
+            else one
             for one in rounds
         ]
 
