@@ -84,6 +84,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     numbers = range(options["first"], options["first"] + options["orders"])
     lengths = sorted({chunk_s for arm, chunk_s in ARMS.items() if options[arm]})
+    for arm, chunk_s in ARMS.items():
+        for folder in options[arm]:
+            own = opened(folder)[1]
+            if (own.whole_menu, own.chunk_s) != (data.whole_menu, chunk_s):
+                raise SystemExit(f"{folder} must have the menu and the chunks of its option.")
     sounds = {"piper": spoken(numbers, data)}
     if options["data"]:
         noises = [read_audio(path, EAR_HZ, 1)[0] for path in every(options["data"], "noise")]
@@ -95,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     found_by_rules: dict[str, float] = {}
     for sound, orders in sounds.items():
         for ear in options["ears"]:
-            name = f"{len(orders)} of {sound}, {ear}"
+            menu = "whole menu" if data.whole_menu else "small menu"
+            name = f"{len(orders)} of {sound} from {numbers[0]}, {menu}, {ear}"
             items = {f"{name}, {chunk_s:g} s": chunk_s for chunk_s in lengths}
             told = resumed(partial(recognised, orders, told_by(ear, data)), items, kept)
             chunks = dict(zip(items.values(), told, strict=True))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from random import Random
 from typing import Any
@@ -20,6 +21,7 @@ from counterpoint.data.tasks.spoken_orders.source import PreparedOrders, SpokenO
 from counterpoint.data.tasks.spoken_orders.words import OrderWords
 from counterpoint.data.tasks.spoken_tools import ToolRequest, generated_requests
 from counterpoint.data.tasks.tool_world import DRINKS, ORDER, OrderWorld
+from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
 from counterpoint.recipes.shanks_menu_small import shanks_menu_small
 from counterpoint.recipes.shanks_tools_small import shanks_tools_small
@@ -399,16 +401,16 @@ def test_order_of_the_whole_menu_is_complete_when_nothing_can_be_added(
 
 
 def test_orders_of_the_whole_menu_are_called_when_they_are_complete() -> None:
-    data = SpokenOrdersData(whole_menu=True, freely=0.5)
+    data = SpokenOrdersData(whole_menu=True, freely=1.0)
     slots: set[str] = set()
     drinks: set[str] = set()
     for number in range(200):
         request = data.request(number, held_out=True)
         (call,) = request.calls
         words = request.text.split()
-        assert len(data.request(number).text.split()) >= 4
         rounds = data.rounds(number, held_out=True)
-        assert arguments_of(rounds) == call.arguments == dict(determined_by(words))
+        assert arguments_of(rounds) == call.arguments
+        assert determined(words, WHOLE, is_over=True).values == call.arguments
         heard = [len(one[HEARD].split()) for one in rounds if HEARD in one]
         place = called_in(rounds)
         assert sum(heard[: place + 1]) > call.known_words
@@ -416,14 +418,38 @@ def test_orders_of_the_whole_menu_are_called_when_they_are_complete() -> None:
         assert request.stale == () or request.stale[0][1] != call.arguments
         slots |= call.arguments.keys()
         drinks.add(call.arguments["coffeeDrink"])
-        for text in (text for one in data.rounds(number) for text in one.values()):
+        freely = data.rounds(number)
+        for text in (text for one in freely for text in one.values()):
             assert 1 not in data.words.encode(text)
+        (wanted,) = data.request(number).calls
+        said = list(filter(None, freely_said(data.request(number), Random(number))))
+        assert determined(said, WHOLE, is_over=True).values in (wanted.arguments, {})
+        if any(MARKS.call in one.get(THOUGHT, "") for one in freely):
+            assert arguments_of(freely) == wanted.arguments
+        else:
+            assert freely[-1][ANSWER] == f" sorry{MARKS.stop}"
+        assert len(data.words.encode(rounds[-1][ANSWER])) <= 23 < data.answer_tokens
     assert slots == {*WHOLE.slots}
     assert drinks == {*DRINKS}
 
 
-def determined_by(words: Sequence[str]) -> dict[str, str]:
-    return determined(words, WHOLE, is_over=True).values
+def test_runs_from_before_the_whole_menu_can_be_continued() -> None:
+    """Their rows and the digest of their data are what they were then."""
+    digests = {
+        freely: json_digest([SpokenOrdersData(freely=freely).rounds(n) for n in range(100)])
+        for freely in (0.0, 0.75)
+    }
+    assert digests == {
+        0.0: "48dc358418fdb859d3c77446ef81e47260365af2234bc06e229999e313791e89",
+        0.75: "72725798985af2243c28ec2914dfbc4141f5ff5eb2886aa9c5983c7891659657",
+    }
+    fingerprint = SpokenOrdersData(freely=0.75).prepare(model()).fingerprint
+    assert fingerprint == {
+        "orders": {"train": "83150af1bfabb926ad2d0494209e6df3087ac8ca2b46c88a57afa5433cf6bced"}
+    }
+    data = SpokenOrdersData(freely=0.75, whole_menu=True)
+    whole = data.prepare(Shanks(replace(small(), vocab_size=len(data.words))))
+    assert whole.fingerprint != fingerprint
 
 
 def test_whole_menu_needs_a_model_with_its_words() -> None:

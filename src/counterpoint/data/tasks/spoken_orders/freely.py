@@ -28,7 +28,8 @@ _MOST_PAUSE = 4  # times of a word, as all that follows
 _MOST_BEFORE = 6
 _MOST_AFTER = 8
 _MISSED_SHARE = 0.2  # of the words that decide nothing
-_DECIDE_NOTHING = {"a", "of"}  # "bit of milk" can only be "a bit of milk"
+# "bit milk" can only be "a bit of milk": the label says so, though `determined` reads "milk" there.
+_DECIDE_NOTHING = {"a", "of"}
 
 
 def freely_said(request: ToolRequest, rng: Random) -> list[str]:

@@ -70,7 +70,8 @@ def determined(words: Sequence[str], menu: Menu, *, is_over: bool) -> Determined
     """Return what is determined of an order.
 
     A value is determined by the word after it, and the order is complete when a word after the
-    drink neither adds anything nor can be the beginning of what does.
+    drink neither adds anything nor can be the beginning of what does. That is so in orders of the
+    kinds that are generated; somebody who says "a latte please, and milk" has ordered without it.
 
     Args:
         words: The words that were heard.

@@ -3,8 +3,8 @@
 A thought notes the values that have become determined, and calls the tool as soon as all are (see
 `counterpoint.data.tasks.spoken_orders.menu`). A value is determined when the word after it has been
 heard: before that, "medium" may still become "medium roast", and "a latte" may go on with "no wait
-make that a mocha". So nothing that a speaker takes back is called. In words, cut after "dark roast
-latte":
+make that a mocha". So nothing is called that a speaker takes back at once, as those of the data do.
+In words, cut after "dark roast latte":
 
     round  could i have a medium dark roast latte [EOPA] size medium roast dark roast</think>
     round  please [EOA] coffeeDrink latte<tool_call>{"name": ...}</tool_call>
@@ -13,8 +13,8 @@ latte":
 The response of a tool may also come late, as `ClockedDecoder` reads it then: the thought that
 called it is closed without the model, and the response stands before a later chunk, or after the
 last thought. The rounds assume that every thought has the time of a whole chunk.
-The one before the last chunk may have less: 0.6 % of all thoughts are longer than that allows, and
-`ClockedDecoder` would cut them, but for a call that has begun.
+The one before the last chunk may have less: 0.6 % of all thoughts (about 2 % with the whole menu)
+are longer than that allows, and `ClockedDecoder` would cut them, but for a call that has begun.
 
 Source: SHANKS (arXiv:2510.06917), section 3.2 and figure 2, whose data are not public. Deviations:
 the thoughts come from a program that knows the order, and late responses are ours.
