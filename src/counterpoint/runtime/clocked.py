@@ -8,7 +8,8 @@ not read.
 
 Calls of tools in a thought are made at once; their responses take time, but no tokens. The thought
 goes on when the response of its own call has come, and responses of other calls are read as they
-come meanwhile. What has not come when the next chunk is complete is read in a later round. After
+come meanwhile. What has not come when the next chunk is complete is read in a later round. A model
+that has learned `CANCEL` takes its newest call back with it, and what the call did is undone. After
 the end of the speech all responses together, also those of calls that were made before, are awaited
 for `ClockConfig.patience_s` and no longer: the model thinks once more about each that comes after
 its last thought, and then it answers. An answer waits for nothing else, and one that interrupts the
@@ -20,6 +21,7 @@ Every decision is an event of a `Timeline`:
     user      chunk         start and end of the chunk      chunk, last
     thought   thought       first to last token             chunk, tokens, closed, chances
     agent     call          call written, response arrived  chunk, call, early, ok, response or why
+    agent     cancel        the decision                    chunk, call, or why there is none
     agent     interruption  the decision                    chunk, by
     agent     answer        first to last token             chunk, tokens, closed
 
@@ -28,8 +30,8 @@ an answer: the "model", an "interruption", the "budget" of tokens, or the "clock
 those of an interruption before each token of the thought, null if the model does not tell. A call
 is ``early`` if the user was still speaking, and ``ok`` is null if no response arrived before the
 answer, which then ends the event. A call without a response that can be used says ``why``: it came
-too late for the answer, its tool failed or refused what was written, there are no tools, or the
-thought was closed before the call was complete.
+too late for the answer, its tool failed or refused what was written, there are no tools, it was
+taken back first, or the thought was closed before the call was complete.
 
 Source: SHANKS (arXiv:2510.06917), section 2.1 and appendix A. Beyond it: tools take time, a
 threshold decides about interruptions, responses that come late are read in the next round, and the
@@ -43,7 +45,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from counterpoint.errors import UserError
 from counterpoint.runtime.clocks import Clock, SimulatedClock, Tools
-from counterpoint.streams.rounds import THOUGHT, Marks
+from counterpoint.streams.rounds import CANCEL, THOUGHT, Marks
 from counterpoint.streams.timeline import Event, Timeline
 
 USER = "user"
@@ -182,6 +184,7 @@ class ClockedDecoder:
         self.num_chunks = 0
         self._events: list[Event] = []
         self._calls: dict[int, Event] = {}  # whose responses have not been read
+        self._wanted: list[Event] = []  # calls that were made and not taken back
         self._num_calls = 0
 
     @property
@@ -304,6 +307,8 @@ class ClockedDecoder:
                     closed = "model"
                 elif token and marks.call and text.endswith(marks.call_end):
                     self._call(text, number, until_s, last=last)
+                elif token and text.endswith(CANCEL):
+                    self._cancel(number)
         if closed != "model":
             self.thinker.read(marks.close)
         text = text.removesuffix(marks.close).removesuffix(marks.interrupt).strip()
@@ -360,9 +365,23 @@ class ClockedDecoder:
             return
         call = event.payload["call"]
         self._calls[call] = event
+        self._wanted.append(event)
         self.tools.start(call, event.text, event.start_s)
         while call in self._calls and self._wait_for_response(until_s):
             pass  # it was the response of another call
+
+    def _cancel(self, number: int) -> None:
+        """Take the newest call back that still stands."""
+        now_s = self.clock.now()
+        if self.tools is None or not self._wanted:
+            self._add(now_s, now_s, AGENT, "cancel", "", chunk=number, why="no call stands")
+            return
+        event = self._wanted.pop()
+        call = event.payload["call"]
+        self._add(now_s, now_s, AGENT, "cancel", event.text, chunk=number, call=call)
+        if call in self._calls:
+            self._settle(self._calls.pop(call), "it was taken back first", ok=None)
+        self.tools.cancel(call, now_s)
 
     def _think_of_late_responses(self, number: int, until_s: float) -> None:
         """Think about the responses that come after the last thought, until none is awaited.

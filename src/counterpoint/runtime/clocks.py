@@ -65,6 +65,14 @@ class Tools(Protocol):
             now_s: Time of the conversation.
         """
 
+    def cancel(self, call: int, now_s: float) -> None:
+        """Take a call back, whether it was made or not; a response that has not come never comes.
+
+        Args:
+            call: Number of a call that was begun.
+            now_s: Time of the conversation.
+        """
+
     def end_speech(self, now_s: float) -> None:
         """Learn that the user has finished; all later calls are made after the speech."""
 

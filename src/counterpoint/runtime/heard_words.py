@@ -3,7 +3,8 @@
 At the end of every chunk, and within long ones every few seconds, the newest sound is recognised
 again. The last words of such a pass may still change ("twenty" becomes "twenty eight"), so they
 wait for the next one, unless a pause follows them. Times of words are not exact, so the words that
-were told are found again in a later pass by their letters and their times.
+were told are found again in a later pass by their letters and their times. To a model that is told
+all words again with every chunk they are told at once, and changed when they change.
 """
 
 import math
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
+from os.path import commonprefix
 
 import torch
 from jaxtyping import Float
@@ -119,6 +121,7 @@ class ChunkedWords:
         chunk_s: Seconds of a chunk.
         in_own_words: Brings a recognised word into the words of the model.
         waiting: Which words wait.
+        is_retold: Whether each chunk holds all words so far; see `HeardWords.is_retold`.
 
     Attributes:
         num_told: Number of recognised words in the chunks so far.
@@ -136,6 +139,8 @@ class ChunkedWords:
         chunk_s: float,
         in_own_words: InOwnWords,
         waiting: Waiting | None = None,
+        *,
+        is_retold: bool = False,
     ) -> None:
         if not 0 < chunk_s < math.inf:
             raise UserError(f"`chunk_s` must be positive and finite: got {chunk_s}.")
@@ -149,6 +154,9 @@ class ChunkedWords:
         self._num_chunks = 0
         self._pass_s = 0.0  # end of the sound of the pass before
         self._told: list[ScoredWord] = []  # in this chunk
+        self._is_retold = is_retold
+        self._said: list[str] = []  # told in the chunk before
+        self._content = ""  # the same in the words of the model
         self.num_told = 0
         self.num_known = 0
 
@@ -193,21 +201,34 @@ class ChunkedWords:
             word._replace(start_s=begin_s + word.start_s, end_s=begin_s + word.end_s)
             for word in (checked_words(self._recognise(sound)) if len(sound) else ())
         ]
-        self._told += self._passes.tell(words, at_s, last=last)
+        if self._is_retold:
+            kept = [word for word in self._told if word.end_s <= begin_s]
+            self._told = kept + words[_after(words, kept) :]
+        else:
+            self._told += self._passes.tell(words, at_s, last=last)
         self._sound = self._sound[begin - self._start :]
         self._start = begin
         self._pass_s = at_s
 
     def _cut(self, end_s: float) -> HeardChunk:
-        """Return the next chunk, with the words that were told since the one before."""
+        """Return the next chunk, with the words that were told since the one before, or all."""
         own = [self._in_own_words(word.text) for word in self._told]
+        content = "".join(f" {word}" for words in own for word in words)
+        said = [word.text for word in self._told]
+        if self._is_retold:
+            self.num_told = self.num_known = 0
+            same = len(commonprefix([said, self._said]))
+            self._said = said
+            content = content if content != self._content else ""
+            self._content = content or self._content
+        else:
+            self._told.clear()
+            same = 0
         self.num_told += len(own)
         self.num_known += sum(map(bool, own))
-        content = "".join(f" {word}" for words in own for word in words)
-        said = " ".join(word.text for word in self._told)
-        self._told.clear()
         self._num_chunks += 1
-        return HeardChunk(self._border_s(self._num_chunks - 1), end_s, content, said)
+        begin_s = self._border_s(self._num_chunks - 1)
+        return HeardChunk(begin_s, end_s, content, " ".join(said[same:]))
 
 
 def recognised_by(recogniser: Callable[[str], Recognise]) -> WordEar:
@@ -217,5 +238,9 @@ def recognised_by(recogniser: Callable[[str], Recognise]) -> WordEar:
         recogniser: Returns the recogniser for speech that is like an example.
     """
     return lambda how: ChunkedWords(
-        recogniser(how.example), how.chunk_s, how.in_own_words, Waiting(last=how.num_waiting)
+        recogniser(how.example),
+        how.chunk_s,
+        how.in_own_words,
+        Waiting(last=how.num_waiting),
+        is_retold=how.is_retold,
     )

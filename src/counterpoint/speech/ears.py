@@ -13,8 +13,9 @@ class HeardChunk(NamedTuple):
     Attributes:
         start_s: Time at which it begins.
         end_s: Time at which it is complete.
-        content: Vectors of its frames, or its words as one text.
-        text: What was recognised, if anything was; the content may have other words.
+        content: Vectors of its frames, or its words as one text; all words so far if they are
+            retold (`HeardWords.is_retold`).
+        text: What was newly recognised, if anything was; the content may have other words.
     """
 
     start_s: float
@@ -55,12 +56,15 @@ class HeardWords(NamedTuple):
         num_waiting: Number of last words of a chunk that wait for the next one, because they may
             still change.
         example: Text that is like what will be said; a recogniser expects its words.
+        is_retold: Whether each chunk holds all words so far, as they are recognised by then, unless
+            it changes nothing. Then no word waits.
     """
 
     chunk_s: float
     in_own_words: InOwnWords
     num_waiting: int
     example: str = ""
+    is_retold: bool = False
 
 
 WordEar = Callable[[HeardWords], ChunkEar]

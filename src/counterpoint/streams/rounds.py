@@ -30,6 +30,9 @@ MARK = "mark"
 THOUGHT = "thought"
 ANSWER = "answer"
 
+CANCEL = "<tool_cancel/>"
+"""Written in a thought to take the newest call back; a mark of models that learned it."""
+
 ROUND = {
     RESPONSE: Role.TEXT,
     HEARD: Role.HEARD,

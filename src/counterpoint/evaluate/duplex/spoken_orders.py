@@ -21,9 +21,9 @@ from counterpoint.data.tasks.spoken_orders.rounds import (
     ORDERED,
     answer_to,
     order_chunks,
-    order_rounds,
+    spaced,
 )
-from counterpoint.data.tasks.spoken_orders.source import SpokenOrdersData
+from counterpoint.data.tasks.spoken_orders.source import OrderPace, SpokenOrdersData
 from counterpoint.data.tasks.spoken_tools import (
     MadeCall,
     ToolOutcome,
@@ -93,9 +93,7 @@ class OrderMaker:
     def __init__(self, request: ToolRequest, data: SpokenOrdersData, words_per_s: float) -> None:
         self._words = data.words
         self._marks = data.marks
-        rounds = order_rounds(
-            request.text.split(), words_per_s, data.chunk_s, data.marks, menu=data.menu
-        )
+        rounds = data.told_rounds(request.text.split(), OrderPace(words_per_s, 0))
         self._thoughts = [one[THOUGHT] for one in rounds if HEARD in one]  # up to the call
         self._answer = rounds[-1][ANSWER]
         self._is_told = False  # of a response that it has not thought about
@@ -221,9 +219,10 @@ def _taking(tools: Sequence[Tool], call_s: float, watch: _Watch) -> list[Tool]:
 
 def _parts(request: ToolRequest, data: SpokenOrdersData, number: int) -> Iterator[Part]:
     pace = data.pace(number, held_out=True)
+    told: list[str] = []
     for chunk in order_chunks(request.text.split(), pace.words_per_s, data.chunk_s):
-        content = "".join(f" {word}" for word in chunk.words)
-        yield Part(content, chunk.start_s, chunk.end_s, content.strip())
+        told = [*told, *chunk.words] if data.retold else [*chunk.words]
+        yield Part(spaced(told), chunk.start_s, chunk.end_s, " ".join(chunk.words))
 
 
 def serve_by_maker(

@@ -12,8 +12,9 @@ class ClockedCalls:
     What is no call of a tool is refused. A call that fails is made again with the same idempotency
     key, one that takes too long or returns too much has failed, and equal calls are made once. A
     tool that is not safe may be called only when the user has finished: before that its call is
-    refused, and the model may write it again in its last thought. Every attempt is one of
-    `Calls.events`; `Calls.leave` ends what still runs when the conversation is over.
+    refused, and the model may write it again in its last thought. A call that the model takes back
+    is undone as `Calls.retract` does it. Every attempt is one of `Calls.events`; `Calls.leave` ends
+    what still runs when the conversation is over.
 
     Args:
         calls: The calls. Their lanes must go with the clock: `TimedLane` with a simulated one,
@@ -28,6 +29,7 @@ class ClockedCalls:
         self._step_s = step_s
         self._is_over = False
         self._asked: dict[int, Call] = {}  # by the number that the decoder gave
+        self._made: dict[int, Call] = {}  # the same, also of those whose response was read
         self._refused: list[Response] = []
 
     def start(self, call: int, text: str, now_s: float) -> None:
@@ -41,7 +43,14 @@ class ClockedCalls:
             why = f"{asked.tool.name} may be called only when the user has finished"
             self._refused.append(Response(call, why, ok=False))
         else:
-            self._asked[call] = asked
+            self._asked[call] = self._made[call] = asked
+        self._advance(now_s)
+
+    def cancel(self, call: int, now_s: float) -> None:
+        """Take a call back; see `Tools.cancel`."""
+        self._asked.pop(call, None)
+        if call in self._made:  # it was not refused
+            self._calls.retract(self._made.pop(call), now_s)
         self._advance(now_s)
 
     def end_speech(self, now_s: float) -> None:

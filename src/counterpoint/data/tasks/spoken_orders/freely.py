@@ -2,7 +2,8 @@
 
 Voices differ in their rate. Recorded people wait before they order and after it, stop between
 words, name a roast before a size, and mostly say no more after the drink; and of what they say a
-recogniser misses words. Nothing here has words of its own, so a model knows all of them anyway.
+recogniser misses words, or takes half a word for another one. Nothing here has words of its own, so
+a model knows all of them anyway.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from functools import cache
 from random import Random
 
 from counterpoint.data.tasks.spoken_orders.menu import ADDED, BEFORE, DRINK, JOINTS, Menu
+from counterpoint.data.tasks.spoken_orders.retold import Hypothesis, Recall
+from counterpoint.data.tasks.spoken_orders.words import said_words
 from counterpoint.data.tasks.spoken_tools import CORRECTIONS, ENDINGS, OPENINGS, ToolRequest
 from counterpoint.data.tasks.tool_world import SLOTS
 
@@ -30,6 +33,8 @@ _MOST_AFTER = 8
 _MISSED_SHARE = 0.2  # of the words that decide nothing
 # "bit milk" can only be "a bit of milk": the label says so, though `determined` reads "milk" there.
 _DECIDE_NOTHING = {"a", "of"}
+_HALF_SHARE = 0.25  # of the last words so far are not recognised yet
+_OTHER_SHARE = 0.15  # are taken for others
 
 
 def freely_said(request: ToolRequest, rng: Random) -> list[str]:
@@ -77,6 +82,31 @@ def words_heard(words: Sequence[str], rng: Random, menu: Menu) -> list[str]:
         for place, word in enumerate(words, 1)
         if place == len(words) or word in _decisive(menu) or rng.random() >= _MISSED_SHARE
     ]
+
+
+def unsettled(rng: Random, menu: Menu) -> Recall:
+    """Return how a recogniser knows an order while it is spoken: its last word is not certain.
+
+    Whenever there are new words, other ones are missed that decide nothing; see `words_heard`.
+    """
+    last: tuple[tuple[Sequence[str], bool], Hypothesis] | None = None
+
+    def recall(words: Sequence[str], is_certain: bool) -> Hypothesis:
+        nonlocal last
+        taken = list(words)
+        asked = (tuple(words), is_certain)
+        if last and last[0] == asked:
+            return last[1]
+        if taken and not is_certain:
+            draw = rng.random()
+            if draw < _HALF_SHARE:
+                taken.pop()
+            elif draw < _HALF_SHARE + _OTHER_SHARE:
+                taken[-1] = rng.choice(said_words(menu))
+        last = (asked, Hypothesis(taken, words_heard(taken, rng, menu)))
+        return last[1]
+
+    return recall
 
 
 @cache

@@ -29,9 +29,15 @@ from counterpoint.data.tasks.spoken_maths.packing import (
     written_rows,
     written_stream,
 )
-from counterpoint.data.tasks.spoken_orders.freely import PACES, freely_said, words_heard
+from counterpoint.data.tasks.spoken_orders.freely import (
+    PACES,
+    freely_said,
+    unsettled,
+    words_heard,
+)
 from counterpoint.data.tasks.spoken_orders.menu import SMALL, WHOLE, Menu
-from counterpoint.data.tasks.spoken_orders.rounds import order_rounds, spaced
+from counterpoint.data.tasks.spoken_orders.retold import Recall, exactly, retold_rounds
+from counterpoint.data.tasks.spoken_orders.rounds import order_chunks, order_rounds, spaced
 from counterpoint.data.tasks.spoken_orders.words import (
     OrderWords,
     in_order_words,
@@ -78,6 +84,10 @@ class SpokenOrdersData:
             words are missed; see `counterpoint.data.tasks.spoken_orders.freely`.
         whole_menu: Whether all is ordered that recorded people order, milk and sugar too; see
             `counterpoint.data.tasks.spoken_orders.menu`.
+        retold: Whether every chunk tells all words so far, and calls are taken back when the order
+            changes; see `counterpoint.data.tasks.spoken_orders.retold`.
+        tokens_per_s: Tokens that a model writes in a second. It changes no row; a chunk must have
+            time for notes and a call, which has up to 61 tokens.
         row_ticks: Number of ticks of a row.
         num_rows: Number of rows to learn from.
         num_held_out: Number of held-out rows of one order each.
@@ -91,6 +101,8 @@ class SpokenOrdersData:
     late: float = 0.25
     freely: float = 0.0
     whole_menu: bool = False
+    retold: bool = False
+    tokens_per_s: float = 40.0
     row_ticks: int = 512
     num_rows: int = 100_000
     num_held_out: int = 64
@@ -98,7 +110,7 @@ class SpokenOrdersData:
     marks: Marks = field(default_factory=Marks)
 
     def __post_init__(self) -> None:
-        for name in ("words_per_s", "chunk_s", "row_ticks", "num_rows"):
+        for name in ("words_per_s", "chunk_s", "tokens_per_s", "row_ticks", "num_rows"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"`{name}` must be above 0: got {getattr(self, name)}.")
         if not 0 <= self.pace_spread < 1:
@@ -112,17 +124,12 @@ class SpokenOrdersData:
     @property
     def words(self) -> OrderWords:
         """How texts become ids."""
-        return opened_order_words(self.marks, self.menu)
+        return opened_order_words(self.marks, self.menu, cancels=self.retold)
 
     @property
     def menu(self) -> Menu:
         """What can be ordered."""
         return WHOLE if self.whole_menu else SMALL
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Tokens that a model writes in a second: a chunk has time for notes and a call."""
-        return 40.0
 
     @property
     def answer_tokens(self) -> int:
@@ -137,7 +144,7 @@ class SpokenOrdersData:
         """Return how a model is told words; the example has the first orders to learn from."""
         example = " ".join(f"{self.request(n).text.capitalize()}." for n in range(_EXAMPLES))
         in_own_words = partial(in_order_words, menu=self.menu)
-        return HeardWords(self.chunk_s, in_own_words, 1, example)
+        return HeardWords(self.chunk_s, in_own_words, 1, example, self.retold)
 
     def tools(self) -> tuple[Tool, ...]:
         """Return the tool that a model calls, which changes a small world of its own."""
@@ -184,12 +191,13 @@ class SpokenOrdersData:
         pace = self.pace(number, held_out=held_out)
         freely = Random(f"freely {self._seed(held_out=held_out)} {number}")
         if held_out or freely.random() >= self.freely:
-            said = request.text.split()
-            return self._rounds(said, pace.words_per_s, pace.late)
+            return self.told_rounds(request.text.split(), pace)
         ways = (freely_said(request, freely) for _ in count())
         said = next(words for words in ways if not _is_held_out(" ".join(filter(None, words))))
-        rate = pace.words_per_s * freely.uniform(*PACES)
-        rounds = self._rounds(said, rate, pace.late)
+        pace = pace._replace(words_per_s=pace.words_per_s * freely.uniform(*PACES))
+        if self.retold:
+            return self.told_rounds(said, pace, unsettled(freely, self.menu))
+        rounds = self.told_rounds(said, pace)
         return [
             one | {HEARD: spaced(words_heard(one[HEARD].split(), freely, self.menu))}
             if HEARD in one
@@ -197,8 +205,20 @@ class SpokenOrdersData:
             for one in rounds
         ]
 
-    def _rounds(self, said: Sequence[str], words_per_s: float, late: int) -> list[dict[str, str]]:
-        return order_rounds(said, words_per_s, self.chunk_s, self.marks, late, self.menu)
+    def told_rounds(
+        self, said: Sequence[str], pace: OrderPace, recall: Recall = exactly
+    ) -> list[dict[str, str]]:
+        """Return the rounds of words and silences at a pace.
+
+        Args:
+            said: See `order_chunks`.
+            pace: How fast they are said.
+            recall: How words are recognised that are retold.
+        """
+        if self.retold:
+            chunks = order_chunks(said, pace.words_per_s, self.chunk_s)
+            return retold_rounds(chunks, self.marks, self.menu, pace.late, recall)
+        return order_rounds(said, pace.words_per_s, self.chunk_s, self.marks, pace.late, self.menu)
 
     def pace(self, number: int, *, held_out: bool = False) -> OrderPace:
         """Return how fast an order is spoken, and how late the response to its call comes."""
@@ -247,8 +267,10 @@ class PreparedOrders:
     def fingerprint(self) -> Mapping[str, Mapping[str, Any]]:
         """Digest of the training data: of the options and the first order."""
         options = encode(self.data)
-        if not self.data.whole_menu:  # so runs from before there was one can be continued
-            del options["whole_menu"]
+        del options["tokens_per_s"]
+        for name in ("whole_menu", "retold"):
+            if not options[name]:  # so runs from before there was one can be continued
+                del options[name]
         facts = {"first": self.data.rounds(0), "data": options}
         return {"orders": {"train": json_digest(facts)}}
 

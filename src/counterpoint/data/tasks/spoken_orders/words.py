@@ -13,7 +13,7 @@ from counterpoint.data.tasks.spoken_orders.rounds import ORDERED, answer_to, wri
 from counterpoint.data.tasks.spoken_tools import CORRECTIONS, ENDINGS, OPENINGS
 from counterpoint.data.tasks.tool_world import SLOTS
 from counterpoint.digests import json_digest
-from counterpoint.streams.rounds import Marks
+from counterpoint.streams.rounds import CANCEL, Marks
 
 _UNKNOWN = "<unknown>"
 
@@ -23,12 +23,20 @@ class OrderWords:
 
     A piece is a mark, a word, or punctuation, the latter two with the blank before them. What an
     order cannot contain, such as why a tool has failed, becomes the unknown piece.
+
+    Args:
+        marks: Marks of the sequence.
+        menu: What can be ordered.
+        cancels: Whether calls are taken back.
     """
 
-    def __init__(self, marks: Marks | None = None, menu: Menu = SMALL) -> None:
+    def __init__(
+        self, marks: Marks | None = None, menu: Menu = SMALL, *, cancels: bool = False
+    ) -> None:
         own = marks or Marks()
         every = [own.part, own.last, own.close, own.interrupt, own.stop]
         every += [own.call, own.call_end, own.response, own.response_end]
+        every += [CANCEL] if cancels else []
         named = "|".join(map(re.escape, every))
         self._piece = re.compile(rf"{named}|\s?\w+|\s?(?:(?!{named})[^\w\s])+")
         told = [piece for text in _texts(own, menu) for piece in self._piece.findall(text)]
@@ -53,7 +61,7 @@ class OrderWords:
 
 def in_order_words(text: str, menu: Menu = SMALL) -> list[str]:
     """Return a recognised word in the words of orders; what is unlike them is left out."""
-    return in_known_words(text, _said(menu), _size, _OTHERS)
+    return in_known_words(text, said_words(menu), _size, _OTHERS)
 
 
 def _size(number: int) -> list[str]:
@@ -66,7 +74,7 @@ _OTHERS = {"oz": "ounce", "skimmed": "skim", "soya": "soy"}
 
 
 @cache
-def _said(menu: Menu) -> list[str]:
+def said_words(menu: Menu) -> list[str]:
     """Return the words of which orders are made."""
     phrases = [*OPENINGS, *CORRECTIONS, *ENDINGS, *(v for s in menu.slots for v in SLOTS[s])]
     if menu.added:
@@ -88,6 +96,6 @@ def _texts(marks: Marks, menu: Menu) -> list[str]:
 
 
 @cache
-def opened_order_words(marks: Marks, menu: Menu) -> OrderWords:
-    """Return how orders become ids; they are found once for the same marks and menu."""
-    return OrderWords(marks, menu)
+def opened_order_words(marks: Marks, menu: Menu, *, cancels: bool) -> OrderWords:
+    """Return how orders become ids; they are found once for the same arguments."""
+    return OrderWords(marks, menu, cancels=cancels)

@@ -1,0 +1,109 @@
+"""Spoken orders of which every chunk tells all words again, and calls that are taken back.
+
+A recogniser changes its mind about words that it has given out, mostly about the last one, of which
+it may have heard a half. Here a model is told all words of the order with every chunk, as they are
+known by then, so that none must wait until it is certain; a chunk that changes nothing tells
+nothing. The tool is called as soon as a drink is among them, and if the order changes, the call is
+taken back and made anew. In words, with one chunk after "latte" and one at the end:
+
+    round  could i have a latte [EOPA] coffeeDrink latte<tool_call>{"name": ...}</tool_call>
+    round  <tool_response>{"ordered": ...}</tool_response> ordered</think>
+    round  could i have a latte with milk [EOA] milkAmount milk<tool_cancel/><tool_call>{...
+    round  <tool_response>{"ordered": ...}</tool_response> ordered</think> one latte milk ...[STOP]
+
+Such calls are only for tools that are safe (`counterpoint.data.tools.Tool.is_safe`). A response
+that is late stands as in `counterpoint.data.tasks.spoken_orders.rounds`; that of a call that was
+taken back before never comes.
+
+Source: none; SHANKS (arXiv:2510.06917) hears sound, and takes no call back.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from counterpoint.data.tasks.spoken_orders.menu import DRINK, Menu, determined
+from counterpoint.data.tasks.spoken_orders.rounds import (
+    NOT_UNDERSTOOD,
+    ORDERED,
+    OrderChunk,
+    answer_to,
+    spaced,
+    written_call,
+)
+from counterpoint.streams.rounds import ANSWER, CANCEL, HEARD, MARK, RESPONSE, THOUGHT, Marks
+
+
+class Hypothesis(NamedTuple):
+    """The words of an order so far, as a recogniser knows them.
+
+    Attributes:
+        taken_for: The words that it takes for said.
+        told: Those of them that the model is told.
+    """
+
+    taken_for: Sequence[str]
+    told: Sequence[str]
+
+
+Recall = Callable[[Sequence[str], bool], Hypothesis]
+"""Returns what a recogniser knows of the words so far, and of whether the last one is certain."""
+
+
+def exactly(words: Sequence[str], is_certain: bool) -> Hypothesis:
+    """Return the words that were said; a `Recall`."""
+    return Hypothesis(words, words)
+
+
+def retold_rounds(
+    chunks: Sequence[OrderChunk], marks: Marks, menu: Menu, late: int = 0, recall: Recall = exactly
+) -> list[dict[str, str]]:
+    """Return the rounds of an order; see `counterpoint.data.tasks.spoken_orders.rounds`.
+
+    Args:
+        chunks: The chunks of the order.
+        marks: Marks of the sequence.
+        menu: What can be ordered.
+        late: Number of chunks by which the responses of its calls are late; see `order_rounds`.
+        recall: How the words are recognised.
+    """
+    rounds: list[dict[str, str]] = []
+    said: list[str] = []
+    told = ""
+    known: Mapping[str, str] = {}
+    called: Mapping[str, str] = {}
+    due = -1
+    for place, chunk in enumerate(chunks):
+        is_last = place == len(chunks) - 1
+        said += chunk.words
+        hypothesis = recall(said, is_last or not chunk.words)
+        part = {HEARD: "", MARK: marks.last if is_last else marks.part}
+        if told != (told := spaced(hypothesis.told)):
+            part[HEARD] = told
+        thought = ""
+        if place == due:
+            part[RESPONSE] = _response(called, marks)
+            thought = ORDERED
+        now = determined(hypothesis.taken_for, menu, is_over=True).values
+        thought += spaced([f"{slot} {own}" for slot, own in now.items() if known.get(slot) != own])
+        known = now
+        if DRINK in now and now != called:
+            taken_back = CANCEL if called else ""
+            called = now
+            due = -1
+            rounds.append(part | {THOUGHT: thought + taken_back + written_call(now, marks)})
+            if late and not is_last:
+                due = place + 1 + late
+                rounds.append({MARK: marks.close})  # not by the model: its time is over
+                continue
+            part = {RESPONSE: _response(called, marks)}
+            thought = ORDERED
+        rounds.append(part | {THOUGHT: thought + marks.close})
+    if due >= len(chunks):
+        rounds.append({RESPONSE: _response(called, marks), THOUGHT: ORDERED + marks.close})
+    rounds[-1][ANSWER] = f"{answer_to(called) if called else NOT_UNDERSTOOD}{marks.stop}"
+    return rounds
+
+
+def _response(called: Mapping[str, str], marks: Marks) -> str:
+    return f"{marks.response}{json.dumps({'ordered': called})}{marks.response_end}"
