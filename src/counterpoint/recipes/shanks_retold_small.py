@@ -17,7 +17,7 @@ def shanks_retold_small() -> Run:
     """
     data = SpokenOrdersData(
         chunk_s=1.0,
-        row_ticks=1280,
+        row_ticks=1024,
         num_rows=1_000_000,
         freely=0.75,
         whole_menu=True,
@@ -31,5 +31,5 @@ def shanks_retold_small() -> Run:
         name="shanks_retold_small",
         system=system,
         data=data,
-        train=replace(run.train, batch_rows=4),
+        train=replace(run.train, batch_rows=5),
     )

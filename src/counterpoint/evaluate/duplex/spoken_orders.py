@@ -98,6 +98,7 @@ class OrderMaker:
         self._answer = rounds[-1][ANSWER]
         self._is_told = False  # of a response that it has not thought about
         self._ahead: list[int] = []
+        self._left: list[int] = []  # of a thought that was closed before its end
         self._proposed: str | None = None
 
     def hear(self, content: Any) -> None:
@@ -113,6 +114,8 @@ class OrderMaker:
             self._is_told = True
             self._think(ORDERED + self._marks.close)
         elif text == self._marks.close:
+            close = self._words.encode(text)[0]
+            self._left = [one for one in self._ahead if one != close]
             self._ahead = []
         self._proposed = None
 
@@ -124,7 +127,8 @@ class OrderMaker:
         return Proposal(self._proposed)
 
     def _think(self, text: str) -> None:
-        self._ahead = self._words.encode(text).tolist()
+        self._ahead = self._left + self._words.encode(text).tolist()
+        self._left = []
 
 
 def serve(

@@ -2,7 +2,7 @@
 
 Voices differ in their rate. Recorded people wait before they order and after it, stop between
 words, name a roast before a size, and mostly say no more after the drink; and of what they say a
-recogniser misses words, or takes half a word for another one. Nothing here has words of its own, so
+recogniser misses words, or takes them for others. Nothing here has words of its own, so
 a model knows all of them anyway.
 """
 
@@ -33,8 +33,10 @@ _MOST_AFTER = 8
 _MISSED_SHARE = 0.2  # of the words that decide nothing
 # "bit milk" can only be "a bit of milk": the label says so, though `determined` reads "milk" there.
 _DECIDE_NOTHING = {"a", "of"}
-_HALF_SHARE = 0.25  # of the last words so far are not recognised yet
-_OTHER_SHARE = 0.15  # are taken for others
+_MISHEARD_SHARE = 0.04  # of those that decide something, each time that they are told
+_HALF_SHARE = 0.15  # of the last words so far
+_OTHER_SHARE = 0.4  # of the misheard ones are taken for words that decide nothing
+_CUT_SHARE = 0.05  # of the thoughts are closed before their end
 
 
 def freely_said(request: ToolRequest, rng: Random) -> list[str]:
@@ -85,25 +87,38 @@ def words_heard(words: Sequence[str], rng: Random, menu: Menu) -> list[str]:
 
 
 def unsettled(rng: Random, menu: Menu) -> Recall:
-    """Return how a recogniser knows an order while it is spoken: its last word is not certain.
+    """Return how a recogniser knows an order while it is spoken.
 
-    Whenever there are new words, other ones are missed that decide nothing; see `words_heard`.
+    Whenever there are new words, it hears all of them anew, and misses others. What it has heard
+    once counts as known, since who is told all of its versions can put them together.
     """
+    heard: set[int] = set()  # places of words
+    others = [word for word in said_words(menu) if word not in _decisive(menu)]
     last: tuple[tuple[Sequence[str], bool], Hypothesis] | None = None
 
     def recall(words: Sequence[str], is_certain: bool) -> Hypothesis:
         nonlocal last
-        taken = list(words)
         asked = (tuple(words), is_certain)
         if last and last[0] == asked:
             return last[1]
-        if taken and not is_certain:
-            draw = rng.random()
-            if draw < _HALF_SHARE:
-                taken.pop()
-            elif draw < _HALF_SHARE + _OTHER_SHARE:
-                taken[-1] = rng.choice(said_words(menu))
-        last = (asked, Hypothesis(taken, words_heard(taken, rng, menu)))
+        told: list[str] = []
+        for place, word in enumerate(words, 1):
+            decides = word in _decisive(menu)
+            share = _MISHEARD_SHARE if decides else _MISSED_SHARE
+            if place == len(words):
+                share = 0.0 if is_certain else _HALF_SHARE
+            if rng.random() >= share:
+                told.append(word)
+                heard.add(place)
+            elif decides and rng.random() < _OTHER_SHARE:
+                told.append(rng.choice(others))
+        known = [
+            word
+            for place, word in enumerate(words, 1)
+            if place in heard or word not in _decisive(menu)
+        ]
+        kept = rng.random() if rng.random() < _CUT_SHARE else 1.0
+        last = (asked, Hypothesis(known, told, kept))
         return last[1]
 
     return recall

@@ -11,9 +11,10 @@ taken back and made anew. In words, with one chunk after "latte" and one at the 
     round  could i have a latte with milk [EOA] milkAmount milk<tool_cancel/><tool_call>{...
     round  <tool_response>{"ordered": ...}</tool_response> ordered</think> one latte milk ...[STOP]
 
-Such calls are only for tools that are safe (`counterpoint.data.tools.Tool.is_safe`). A response
-that is late stands as in `counterpoint.data.tasks.spoken_orders.rounds`; that of a call that was
-taken back before never comes.
+The thought before a short last chunk may be closed before its call, which is made then in the next
+one. Such calls are only for tools that are safe (`counterpoint.data.tools.Tool.is_safe`). A
+response that is late stands as in `counterpoint.data.tasks.spoken_orders.rounds`; that of a call
+that was taken back before never comes.
 
 Source: none; SHANKS (arXiv:2510.06917) hears sound, and takes no call back.
 """
@@ -38,12 +39,14 @@ class Hypothesis(NamedTuple):
     """The words of an order so far, as a recogniser knows them.
 
     Attributes:
-        taken_for: The words that it takes for said.
-        told: Those of them that the model is told.
+        known: The words that are known by now.
+        told: The words that the model is told this time.
+        kept: Share of the thought that there is time for; below 1 there is none for a call.
     """
 
-    taken_for: Sequence[str]
+    known: Sequence[str]
     told: Sequence[str]
+    kept: float = 1.0
 
 
 Recall = Callable[[Sequence[str], bool], Hypothesis]
@@ -84,8 +87,13 @@ def retold_rounds(
         if place == due:
             part[RESPONSE] = _response(called, marks)
             thought = ORDERED
-        now = determined(hypothesis.taken_for, menu, is_over=True).values
-        thought += spaced([f"{slot} {own}" for slot, own in now.items() if known.get(slot) != own])
+        now = determined(hypothesis.known, menu, is_over=True).values
+        notes = [f"{slot} {own}" for slot, own in now.items() if known.get(slot) != own]
+        if notes and hypothesis.kept < 1 and not is_last:
+            thought += _begun(notes, hypothesis.kept)
+            rounds += [part | {THOUGHT: thought}, {MARK: marks.close}]
+            continue
+        thought += spaced(notes)
         known = now
         if DRINK in now and now != called:
             taken_back = CANCEL if called else ""
@@ -103,6 +111,11 @@ def retold_rounds(
         rounds.append({RESPONSE: _response(called, marks), THOUGHT: ORDERED + marks.close})
     rounds[-1][ANSWER] = f"{answer_to(called) if called else NOT_UNDERSTOOD}{marks.stop}"
     return rounds
+
+
+def _begun(notes: Sequence[str], kept: float) -> str:
+    words = " ".join(notes).split()
+    return spaced(words[: int(kept * (len(words) + 1))])
 
 
 def _response(called: Mapping[str, str], marks: Marks) -> str:
