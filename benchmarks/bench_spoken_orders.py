@@ -130,6 +130,8 @@ def counted(served: Sequence[Served]) -> dict[str, list[float]]:
         "said": [one["said"].value for one in alone],
         "lead_s": [one["lead_s"].value if one["right"].value else -1e9 for one in alone],
         "corrected": [float(bool(one.request.stale)) for one in served],
+        "calls": [float(len(one.timeline.where(kind="call"))) for one in served],
+        "cancels": [float(len(one.timeline.where(kind="cancel"))) for one in served],
     }
 
 
@@ -143,16 +145,21 @@ def summarised(rows: dict[str, list[list[float]]]) -> dict[str, Any]:
             continue
         found[name] = as_list(bootstrap_ratio(counts, of))
         found[f"{name} by seed"] = (counts.sum(1) / of.sum(1)).round(4).tolist()
+    for name in ("calls", "cancels"):  # for each order
+        found[name] = as_list(bootstrap_ratio(np.array(rows[name]), np.ones_like(rows[name])))
     found["lead_s by seed"] = np.median(np.array(rows["lead_s"]), 1).round(3).tolist()
     return found
 
 
 def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    """Return the difference of right orders on the same items."""
-    right, theirs_right = (np.array(one["success"]) for one in (ours, theirs))
-    ones = np.ones_like(right)
-    interval, p = bootstrap_difference((right, ones), (theirs_right, np.ones_like(theirs_right)))
-    return {"points": as_list(interval), "p": p}
+    """Return the differences of right orders, in "points", and early ones, on the same items."""
+    found: dict[str, Any] = {}
+    for name, column in (("points", "success"), ("early", "early")):
+        own, other = (np.array(one[column]) for one in (ours, theirs))
+        pairs = ((own, np.ones_like(own)), (other, np.ones_like(other)))
+        interval, p = bootstrap_difference(*pairs)
+        found |= {name: as_list(interval), "p" if column == "success" else "p of early": p}
+    return found
 
 
 def plain(scores: dict[str, Interval]) -> dict[str, list[float]]:

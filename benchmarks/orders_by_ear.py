@@ -1,11 +1,13 @@
 """Spoken orders by ear: what is left of calls while listening when a recogniser hears the orders?
 
 Protocols: docs/results/spoken_orders_ear_declared.json; for models that hear a chunk every second
-spoken_orders_sooner_declared.json, and for the whole menu spoken_orders_menu_declared.json. Every
+spoken_orders_sooner_declared.json, for the whole menu spoken_orders_menu_declared.json, and for
+words that are told again spoken_orders_retold_declared.json. Every
 model hears the same orders through Whisper tiny.en, which was told nothing or what orders are like.
 What is recognised and what a folder gave are kept beside ``--out``. Models are runs of
 `shanks_tools_small`, with ``--whole-menu`` of `shanks_menu_small`; those that call after listening
-are the same recipe with `--data.chunk-s 60`, and those that call sooner with 1.
+are the same recipe with `--data.chunk-s 60`, and those that call sooner with 1. Models that are
+told all words again are runs of `shanks_retold_small`.
 
     python benchmarks/orders_by_ear.py --listening runs/tools-0 runs/tools-1 \
         --after runs/after-0 runs/after-1 --freely-listening runs/free-0 runs/free-1 \
@@ -48,13 +50,29 @@ from counterpoint.speech.voices import Synthesizer, Voice
 
 QUESTION = "What is left of calls while listening when a recogniser hears the orders?"
 NOISE_DB = 10.0
-ARMS = {  # and the seconds of a chunk
-    "listening": 2.0,
-    "after": 60.0,
-    "freely, listening": 2.0,
-    "freely, after": 60.0,
-    "freely, sooner": 1.0,
+
+
+class Told(NamedTuple):
+    """How words are told to models."""
+
+    chunk_s: float
+    retold: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.chunk_s:g} s" + ", retold" * self.retold
+
+
+ARMS = {
+    "listening": Told(2.0),
+    "after": Told(60.0),
+    "freely, listening": Told(2.0),
+    "freely, listening, fast": Told(2.0),
+    "freely, after": Told(60.0),
+    "freely, sooner": Told(1.0),
+    "retold": Told(1.0, retold=True),
 }
+FAST = 80.0
+"""Tokens a second of models that write fast, as the retold ones do."""
 EARS = ("plain", "example")
 SEEN = 8  # recordings of people that were looked at before
 SMALL = SpokenOrdersData()
@@ -83,12 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = replace(SMALL, whole_menu=options["whole_menu"])
     torch.set_num_threads(1)
     numbers = range(options["first"], options["first"] + options["orders"])
-    lengths = sorted({chunk_s for arm, chunk_s in ARMS.items() if options[arm]})
-    for arm, chunk_s in ARMS.items():
-        for folder in options[arm]:
-            own = opened(folder)[1]
-            if (own.whole_menu, own.chunk_s) != (data.whole_menu, chunk_s):
-                raise SystemExit(f"{folder} must have the menu and the chunks of its option.")
+    ways = sorted({how for arm, how in ARMS.items() if options[arm]})
+    check(options, data)
     sounds = {"piper": spoken(numbers, data)}
     if options["data"]:
         noises = [read_audio(path, EAR_HZ, 1)[0] for path in every(options["data"], "noise")]
@@ -102,15 +116,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         for ear in options["ears"]:
             menu = "whole menu" if data.whole_menu else "small menu"
             name = f"{len(orders)} of {sound} from {numbers[0]}, {menu}, {ear}"
-            items = {f"{name}, {chunk_s:g} s": chunk_s for chunk_s in lengths}
+            items = {f"{name}, {how}": how for how in ways}
             told = resumed(partial(recognised, orders, told_by(ear, data)), items, kept)
             chunks = dict(zip(items.values(), told, strict=True))
             found_by_rules |= {
-                key: rules(orders, parts, data) for key, parts in zip(items, told, strict=True)
+                key: rules(orders, parts, replace(data, retold=how.retold))
+                for (key, how), parts in zip(items.items(), told, strict=True)
             }
             for arm in ARMS:
-                work = partial(heard, orders=orders, chunks=chunks)
-                items = {f"{folder}, {name}": folder for folder in options[arm]}
+                fast = FAST if arm.endswith("fast") else None
+                work = partial(heard, orders=orders, chunks=chunks, tokens_per_s=fast)
+                mark = ", fast" if fast else ""
+                items = {f"{folder}, {name}{mark}": folder for folder in options[arm]}
                 rows = resumed(work, items, options["out"].with_suffix(".rows.json"))
                 if rows:
                     found[f"{sound}, {ear}, {arm}"] = {k: [row[k] for row in rows] for k in rows[0]}
@@ -122,6 +139,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         "numbers": {name: len(orders) for name, orders in sounds.items()},
     }
     finish(QUESTION, result, str(options["out"]))
+
+
+def check(options: Mapping[str, Any], data: SpokenOrdersData) -> None:
+    """Refuse models that are given for an arm of others."""
+    for arm, how in ARMS.items():
+        for folder in options[arm]:
+            own = opened(folder)[1]
+            if (own.whole_menu, own.chunk_s, own.retold) != (data.whole_menu, *how):
+                raise SystemExit(f"{folder} must have the menu and the chunks of its option.")
 
 
 def every(folder: Path, kind: str) -> list[Path]:
@@ -171,12 +197,15 @@ def on_menu(folder: Path, data: SpokenOrdersData) -> list[ToolRequest]:
 def heard(
     folder: Path,
     orders: Sequence[Order],
-    chunks: Mapping[float, Sequence[Sequence[Sequence[Any]]]],
+    chunks: Mapping[Told, Sequence[Sequence[Sequence[Any]]]],
+    tokens_per_s: float | None = None,
 ) -> dict[str, list[float]]:
     """Return what came of every order, as numbers."""
     system, data = opened(folder)
+    if tokens_per_s:
+        data = replace(data, tokens_per_s=tokens_per_s)
     served = []
-    for order, own in zip(orders, chunks[data.chunk_s], strict=True):
+    for order, own in zip(orders, chunks[Told(data.chunk_s, data.retold)], strict=True):
         told = [HeardChunk(*one) for one in own]
         parts = [Part(one.content, one.start_s, one.end_s, one.text) for one in told]
         thinker = SystemThinker(system, data.words, data.marks)
@@ -184,15 +213,15 @@ def heard(
     return counted(served)
 
 
-def recognised(orders: Sequence[Order], told: HeardWords, chunk_s: float) -> list[list[HeardChunk]]:
+def recognised(orders: Sequence[Order], words: HeardWords, told: Told) -> list[list[HeardChunk]]:
     """Return the chunks of all orders, as the ear of a model tells them."""
-    how = told._replace(chunk_s=chunk_s)
+    how = words._replace(chunk_s=told.chunk_s, is_retold=told.retold)
     recognise = PartialTranscriber(how.example)
     found = []
-    for order in Progress().over(f"recognising, {chunk_s:g} s", orders, len(orders)):
-        words = recognised_by(lambda _: recognise)(how)
-        assert isinstance(words, ChunkedWords)
-        found.append([*words.push(order.audio), words.finish()])
+    for order in Progress().over(f"recognising, {told}", orders, len(orders)):
+        ear = recognised_by(lambda _: recognise)(how)
+        assert isinstance(ear, ChunkedWords)
+        found.append([*ear.push(order.audio), ear.finish()])
     return found
 
 
@@ -217,19 +246,26 @@ def rules(
     """Return the share of orders whose values are what rules find in all words."""
     right = 0
     for order, parts in zip(orders, chunks, strict=True):
-        words = [word for part in parts for word in str(HeardChunk(*part).content).split()]
+        texts = [str(HeardChunk(*part).content) for part in parts]
+        if data.retold:
+            texts = [text for text in texts if text][-1:]
+        words = [word for text in texts for word in text.split()]
         found = determined(words, data.menu, is_over=True).values
         right += found == dict(order.request.calls[0].arguments)
     return right / len(orders)
 
 
 def pairs(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the declared differences of right orders, and the same of the other sounds."""
+    """Return the declared differences of orders, and the same of the other sounds."""
     wanted = [
         (f"example, {training}listening", f"plain, {training}listening")
         for training in ("", "freely, ")
     ]
     for ear in EARS:
+        wanted += [
+            (f"{ear}, retold", f"{ear}, freely, {other}")
+            for other in ("listening, fast", "listening", "after")
+        ]
         wanted.append((f"{ear}, freely, listening", f"{ear}, listening"))
         wanted.append((f"{ear}, freely, sooner", f"{ear}, freely, listening"))
         wanted.append((f"{ear}, freely, sooner", f"{ear}, freely, after"))

@@ -8,6 +8,7 @@ import pytest
 from counterpoint.errors import UserError
 from counterpoint.runtime.clocked import ClockConfig, ClockedDecoder, Part, Proposal
 from counterpoint.runtime.clocks import Response, SimulatedClock
+from counterpoint.streams.rounds import CANCEL
 from counterpoint.streams.timeline import Timeline
 
 
@@ -39,9 +40,14 @@ class SlowTools:
     def __init__(self, *seconds: float) -> None:
         self.seconds = list(seconds)
         self.due: list[tuple[float, Response]] = []
+        self.cancelled: list[tuple[int, float]] = []
 
     def start(self, call: int, text: str, now_s: float) -> None:
         self.due.append((now_s + self.seconds.pop(0), Response(call, f"done {text}")))
+
+    def cancel(self, call: int, now_s: float) -> None:
+        self.cancelled.append((call, now_s))
+        self.due = [one for one in self.due if one[1].call != call]
 
     def end_speech(self, now_s: float) -> None:
         pass
@@ -392,3 +398,44 @@ def test_a_call_without_an_end_has_the_budget_of_a_thought() -> None:
     (call,) = decoder.timeline.where(kind="call")
     assert not call.payload["ok"]
     assert decoder.clock.now() == 2.0 + LONGER.budget / LONGER.tokens_per_s
+
+
+def test_a_model_takes_its_newest_call_back() -> None:
+    tools = SlowTools(0.0, 0.0, 0.0)
+    thoughts = [[*calling("a"), "</think>"], [*calling("b"), CANCEL, CANCEL, "</think>"]]
+    program = Program(*thoughts, [CANCEL, *calling("c"), "</think>"])
+    decoder = ClockedDecoder(program, LONGER, tools=tools)
+    for number in range(3):
+        decoder.hear(number, 4 * number, 4 * number + 4, last=number == 2)
+    assert tools.cancelled == [(1, 10.0), (0, 10.5)]
+    cancels = decoder.timeline.where(kind="cancel")
+    assert [(one.start_s, one.text, one.payload) for one in cancels] == [
+        (10.0, "b", {"chunk": 1, "call": 1}),
+        (10.5, "a", {"chunk": 1, "call": 0}),
+        (12.5, "", {"chunk": 2, "why": "no call stands"}),
+    ]
+    assert [one.payload["ok"] for one in decoder.timeline.where(kind="call")] == [True] * 3
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_call_that_was_taken_back_has_no_response(last: bool) -> None:
+    """It is not waited for either."""
+    tools = SlowTools(5.0)
+    program = Program([*calling("a"), "</think>"], [CANCEL, "</think>", "yes", "[STOP]"])
+    decoder = ClockedDecoder(program, LONGER, tools=tools)
+    decoder.hear("one", 0, 4)
+    decoder.hear("two", 4, 8, last=last)
+    (call,) = decoder.timeline.where(kind="call")
+    assert (call.start_s, call.end_s) == (5.5, 8.5)
+    assert (call.payload["ok"], call.payload["why"]) == (None, "it was taken back first")
+    assert response("a") not in program.context
+    if last:
+        (answer,) = decoder.timeline.where(kind="answer")
+        assert answer.start_s == 9.0
+
+
+def test_without_tools_nothing_is_taken_back() -> None:
+    decoder = ClockedDecoder(Program([*calling("a"), CANCEL, "</think>"]), LONGER)
+    decoder.hear("one", 0, 4, last=True)
+    (cancel,) = decoder.timeline.where(kind="cancel")
+    assert cancel.payload == {"chunk": 0, "why": "no call stands"}

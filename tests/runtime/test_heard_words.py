@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from os.path import commonprefix
 from typing import Any
 
 import pytest
@@ -277,3 +278,38 @@ def test_models_of_words_get_a_recogniser_with_their_chunks() -> None:
     assert not no_example
     first = SpokenOrdersData().request(0).text
     assert orders.lower().startswith(f"{first}. ")
+
+
+@pytest.mark.parametrize("seconds", [0.4, 7.3, 19.8])
+@pytest.mark.parametrize("length", [160, 31_999])
+def test_retold_chunk_has_all_words_so_far(seconds: float, length: int) -> None:
+    """Also of sound that the newest pass does not read any more; a cut word is mended."""
+    ear = ChunkedWords(Recogniser(), 1.3, as_it_is, is_retold=True)
+    chunks = hear(ear, places(seconds), length)
+    shown: list[str] = []
+    for chunk in chunks:
+        whole, is_cut = divmod(chunk.end_s * 2, 1)
+        said = SAID[: int(whole)] + ["word"] * (is_cut > 1e-6)
+        assert chunk.content.split() == said
+        same = len(commonprefix([shown, said]))
+        assert chunk.text.split() == said[same:]
+        shown = said
+    assert ear.num_told == len(shown)
+
+
+def test_retold_chunk_that_changes_nothing_is_empty() -> None:
+    ear = ChunkedWords(silent_after(["a", "small", "latte"]), 1.0, as_it_is, is_retold=True)
+    contents = [chunk.content for chunk in hear(ear, places(5.0), 999)]
+    assert contents == [" a small", " a small latte", "", "", ""]
+    changing = iter([["a"], ["a", "lot"], ["a", "latte"], ["a"], ["a"]])
+
+    def recognise(sound: Tensor) -> list[ScoredWord]:
+        words = next(changing)
+        return [
+            ScoredWord(word, place / 9, place / 9 + 0.1, 0.9) for place, word in enumerate(words)
+        ]
+
+    ear = ChunkedWords(recognise, 1.0, as_it_is, is_retold=True)
+    chunks = hear(ear, places(5.0), 16_000)
+    assert [chunk.content for chunk in chunks] == [" a", " a lot", " a latte", " a", ""]
+    assert [chunk.text for chunk in chunks] == ["a", "lot", "latte", "", ""]

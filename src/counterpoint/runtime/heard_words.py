@@ -202,7 +202,7 @@ class ChunkedWords:
             for word in (checked_words(self._recognise(sound)) if len(sound) else ())
         ]
         if self._is_retold:
-            kept = [word for word in self._told if word.end_s <= begin_s]
+            kept = [word for word in self._told if word.start_s < begin_s]
             self._told = kept + words[_after(words, kept) :]
         else:
             self._told += self._passes.tell(words, at_s, last=last)

@@ -28,13 +28,14 @@ from counterpoint.recipes.shanks_tools_small import shanks_tools_small
 from counterpoint.runtime.cascade.calls import Calls
 from counterpoint.runtime.cascade.clocked_calls import ClockedCalls
 from counterpoint.runtime.cascade.lanes import TimedLane
-from counterpoint.runtime.clocked import ClockConfig, ClockedDecoder, Proposal
-from counterpoint.runtime.clocks import Response, SimulatedClock, Tools
+from counterpoint.runtime.clocked import ClockConfig, ClockedDecoder
+from counterpoint.runtime.clocks import SimulatedClock, Tools
 from counterpoint.runtime.thinker import Vocabulary
 from counterpoint.streams.rounds import ANSWER, HEARD, RESPONSE, ROUND, THOUGHT, WRITTEN, Marks
 from counterpoint.streams.spec import UNSET_ID
 from counterpoint.systems.shanks import Shanks, ShanksConfig, small
 from counterpoint.train.run import Run
+from tests.data.tasks.reciter import LateTools, Reciter
 from tests.runtime.cascade.scripted import FakeClock
 from tests.systems import tiny_models
 
@@ -186,61 +187,6 @@ def test_response_moves_what_follows_it_and_no_target() -> None:
     assert system.losses(one)[THOUGHT].nats != system.losses(changed)[THOUGHT].nats
 
 
-class Reciter:
-    """Writes the thoughts and the answer of an order, and keeps all that it reads."""
-
-    def __init__(self, rounds: Sequence[dict[str, str]]) -> None:
-        text = "".join(one.get(name, "") for one in rounds for name in (THOUGHT, ANSWER))
-        self.ahead = WORDS.encode(text).tolist()
-        self.context = ""
-        self.proposed = ""
-        self.num_chunks = 0
-
-    def hear(self, content: Any) -> None:
-        self.num_chunks += 1
-        self.context += content
-
-    def read(self, text: str) -> None:
-        self.context += text
-        if text == self.proposed:  # and not a mark that the decoder writes
-            self.ahead.pop(0)
-        self.proposed = ""
-
-    def propose(self) -> Proposal:
-        self.proposed = WORDS.decode(np.array(self.ahead[:1]))
-        return Proposal(self.proposed)
-
-
-class LateTools:
-    """Answers a call so many chunks late, or when it is waited for after the speech."""
-
-    def __init__(self, reciter: Reciter, rounds: Sequence[dict[str, str]], late: int) -> None:
-        (text,) = [one[RESPONSE] for one in rounds if RESPONSE in one]
-        self.text = text.removeprefix(MARKS.response).removesuffix(MARKS.response_end)
-        self.reciter = reciter
-        self.late = late
-        self.due: int | None = None
-        self.is_over = False
-        self.is_awaited = False
-
-    def start(self, call: int, text: str, now_s: float) -> None:
-        self.due = self.reciter.num_chunks + self.late
-
-    def end_speech(self, now_s: float) -> None:
-        self.is_over = True
-
-    def wait(self, until_s: float) -> float:
-        self.is_awaited = self.is_over
-        return 0.0 if self.is_awaited else until_s
-
-    def arrived(self, now_s: float) -> Sequence[Response]:
-        # This is asked before the next chunk is heard.
-        if self.due is None or not (self.is_awaited or self.reciter.num_chunks >= self.due):
-            return ()
-        self.due = None
-        return (Response(0, self.text),)
-
-
 def decoded(request: ToolRequest, late: int) -> tuple[str, str, ClockedDecoder, OrderWorld]:
     """Let a decoder hear an order; return what it read and wrote, and the row of the order."""
     rounds = order_rounds(request.text.split(), 2.8, 2.0, MARKS, late)
@@ -248,9 +194,9 @@ def decoded(request: ToolRequest, late: int) -> tuple[str, str, ClockedDecoder, 
     config = ClockConfig(chunk_s=2.0, tokens_per_s=DATA.tokens_per_s)
     clock = SimulatedClock(config.tokens_per_s)
     world = OrderWorld()
-    reciter = Reciter(rounds)
+    reciter = Reciter(rounds, WORDS)
     calls = ClockedCalls(Calls(world.tools(), lambda: TimedLane(FakeClock())), clock)
-    tools: Tools = LateTools(reciter, rounds, late) if late else calls
+    tools: Tools = LateTools(reciter, late) if late else calls
     decoder = ClockedDecoder(reciter, config, clock, tools)
     chunks = order_chunks(request.text.split(), 2.8, 2.0)
     for place, chunk in enumerate(chunks):

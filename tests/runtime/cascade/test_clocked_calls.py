@@ -10,6 +10,7 @@ from counterpoint.runtime.cascade.clocked_calls import ClockedCalls
 from counterpoint.runtime.cascade.lanes import ThreadLane, TimedLane
 from counterpoint.runtime.clocked import ClockConfig, ClockedDecoder
 from counterpoint.runtime.clocks import SimulatedClock, Tools
+from counterpoint.streams.rounds import CANCEL
 from counterpoint.streams.timeline import Event, Timeline
 from tests.runtime.cascade.scripted import FakeClock
 from tests.runtime.cascade.test_calls import Counter, tool_of, wanted
@@ -160,3 +161,35 @@ def test_tool_that_runs_in_a_thread_is_waited_for() -> None:
     decoder.hear("one", 0.0, 0.0, last=True)
     (call,) = calls_of(decoder.timeline)
     assert call.payload["response"] == '{"ordered": "small"}'
+
+
+def test_call_that_is_taken_back_is_undone_and_may_be_made_again() -> None:
+    counter = Counter()
+    other = [CANCEL, *calling(wanted("large"))]
+    decoder = hold(counter.tool(), calling(wanted("small")), other, ["</think>"])
+    assert counter.orders == {"turn 0, call 2": "large"}
+    decoder = hold(counter.tool(), calling(wanted("small")), [CANCEL, "</think>"], ["</think>"])
+    assert not counter.orders.keys() & {"turn 0, call 1"}
+    again = [CANCEL, *calling(wanted("small"))]
+    decoder = hold(counter.tool(), calling(wanted("small")), again, ["</think>"])
+    assert [one.payload["ok"] for one in calls_of(decoder.timeline)] == [True, True]
+    assert counter.orders["turn 0, call 2"] == "small"
+
+
+def test_call_that_is_taken_back_while_it_runs_has_no_effect_in_the_end() -> None:
+    lanes = FakeClock()
+    counter = Counter(lanes, cost_s=3.0)
+    back = [CANCEL, "</think>"]
+    decoder = hold(counter.tool(), calling(wanted("small")), back, ["</think>"], lanes=lanes)
+    assert not counter.orders
+    (call,) = calls_of(decoder.timeline)
+    assert call.payload["ok"] is None
+
+
+def test_refused_call_is_taken_back_without_an_effect() -> None:
+    counter = Counter()
+    tool = counter.tool("lasting")
+    decoder = hold(tool, calling(wanted("small")), [CANCEL, "</think>"], ["</think>"])
+    assert counter.keys == []
+    (cancel,) = decoder.timeline.where(kind="cancel")
+    assert cancel.payload["call"] == 0

@@ -98,12 +98,14 @@ class OrderMaker:
         self._answer = rounds[-1][ANSWER]
         self._is_told = False  # of a response that it has not thought about
         self._ahead: list[int] = []
-        self._left: list[int] = []  # of a thought that was closed before its end
+        self._left = ""  # of a thought that was closed before its end
         self._proposed: str | None = None
 
     def hear(self, content: Any) -> None:
         """Think about the next chunk; see `Thinker.hear`."""
-        self._think((ORDERED if self._is_told else "") + self._thoughts.pop(0))
+        begun = (ORDERED if self._is_told else "") + self._left
+        self._left = ""
+        self._think(begun + self._thoughts.pop(0))
 
     def read(self, text: str) -> None:
         """Go on after its own piece, a response, or the end of its time; see `Thinker.read`."""
@@ -114,8 +116,7 @@ class OrderMaker:
             self._is_told = True
             self._think(ORDERED + self._marks.close)
         elif text == self._marks.close:
-            close = self._words.encode(text)[0]
-            self._left = [one for one in self._ahead if one != close]
+            self._left = self._words.decode(np.array(self._ahead, int)).removesuffix(text)
             self._ahead = []
         self._proposed = None
 
@@ -127,8 +128,7 @@ class OrderMaker:
         return Proposal(self._proposed)
 
     def _think(self, text: str) -> None:
-        self._ahead = self._left + self._words.encode(text).tolist()
-        self._left = []
+        self._ahead = self._words.encode(text).tolist()
 
 
 def serve(

@@ -1,0 +1,229 @@
+"""Orders that are told again and called anew: what is known, what is called, what decoders read."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from random import Random
+
+import pytest
+import torch
+
+from counterpoint.data.tasks.spoken_orders.freely import freely_said, unsettled
+from counterpoint.data.tasks.spoken_orders.menu import DRINK, WHOLE
+from counterpoint.data.tasks.spoken_orders.retold import Hypothesis, Recall, exactly, retold_rounds
+from counterpoint.data.tasks.spoken_orders.rounds import order_chunks, spaced
+from counterpoint.data.tasks.spoken_orders.source import SpokenOrdersData
+from counterpoint.data.tasks.tool_world import OrderWorld
+from counterpoint.errors import UserError
+from counterpoint.evaluate.duplex.spoken_orders import (
+    OrderCounter,
+    order_scores,
+    serve,
+    serve_by_maker,
+)
+from counterpoint.recipes.shanks_retold_small import shanks_retold_small
+from counterpoint.runtime.cascade.calls import Calls
+from counterpoint.runtime.cascade.clocked_calls import ClockedCalls
+from counterpoint.runtime.cascade.lanes import TimedLane
+from counterpoint.runtime.clocked import ClockConfig, ClockedDecoder
+from counterpoint.runtime.clocks import SimulatedClock
+from counterpoint.streams.rounds import (
+    ANSWER,
+    CANCEL,
+    HEARD,
+    MARK,
+    RESPONSE,
+    ROUND,
+    THOUGHT,
+    Marks,
+)
+from counterpoint.systems.shanks import Shanks, ShanksConfig
+from tests.data.tasks.reciter import LateTools, Reciter
+from tests.runtime.cascade.scripted import FakeClock
+from tests.systems import tiny_models
+
+MARKS = Marks()
+DATA = SpokenOrdersData(chunk_s=1.0, whole_menu=True, retold=True, tokens_per_s=80.0)
+
+
+def rounds_of(
+    said: str, chunk_s: float, late: int = 0, recall: Recall = exactly
+) -> list[dict[str, str]]:
+    """Return the rounds of words of which each takes a second."""
+    chunks = order_chunks(said.split(), 1.0, chunk_s)
+    return retold_rounds(chunks, MARKS, WHOLE, late, recall)
+
+
+def calls_in(rounds: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Return the arguments of all calls, in their order."""
+    thoughts = [one.get(THOUGHT, "") for one in rounds]
+    written = [text.partition(MARKS.call)[2].partition(MARKS.call_end)[0] for text in thoughts]
+    return [json.loads(text)["arguments"] for text in written if text]
+
+
+def test_chunk_tells_all_words_and_what_changes_is_called_anew() -> None:
+    rounds = rounds_of("a latte with milk thank you", 2.0)
+    assert [one[HEARD] for one in rounds if HEARD in one] == [
+        " a latte", " a latte with milk", " a latte with milk thank you",
+    ]  # fmt: skip
+    latte, milk = {DRINK: "latte"}, {DRINK: "latte", "milkAmount": "milk"}
+    assert calls_in(rounds) == [latte, milk]
+    assert rounds[2][THOUGHT].startswith(f" milkAmount milk{CANCEL}{MARKS.call}")
+    assert rounds[0][THOUGHT].startswith(f" coffeeDrink latte{MARKS.call}")
+    assert rounds[-1][ANSWER] == f" one latte milk coming{MARKS.stop}"
+    assert [RESPONSE in one for one in rounds] == [False, True, False, True, False]
+
+
+def test_chunk_in_which_nothing_changes_tells_nothing() -> None:
+    chunks = order_chunks(["a", "latte", "", "", "", ""], 1.0, 2.0)
+    rounds = retold_rounds(chunks, MARKS, WHOLE)
+    assert [one[HEARD] for one in rounds if HEARD in one] == [" a latte", "", ""]
+    assert calls_in(rounds) == [{DRINK: "latte"}]
+
+
+def test_response_of_a_call_that_is_taken_back_never_comes() -> None:
+    rounds = rounds_of("a latte no a mocha please and that is all for today", 2.0, late=2)
+    assert calls_in(rounds) == [{DRINK: "latte"}, {DRINK: "mocha"}]
+    (response,) = [one[RESPONSE] for one in rounds if RESPONSE in one]
+    assert json.loads(response.removeprefix(MARKS.response).removesuffix(MARKS.response_end)) == {
+        "ordered": {DRINK: "mocha"}
+    }
+
+
+def test_thought_that_is_cut_is_made_good_in_the_next() -> None:
+    hypotheses = iter([0.5, 1.0, 1.0])
+
+    def recall(words: Sequence[str], is_certain: bool) -> Hypothesis:
+        return Hypothesis(words, words, next(hypotheses))
+
+    rounds = rounds_of("a latte please", 1.0 + 1.0, recall=recall)
+    first, mark, last = rounds[:3]
+    assert (first[THOUGHT], mark) == (" coffeeDrink", {MARK: MARKS.close})
+    assert last[THOUGHT].startswith(f" coffeeDrink latte{MARKS.call}")
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_what_was_heard_once_is_known_although_it_is_missed_later(seed: int) -> None:
+    recall = unsettled(Random(seed), WHOLE)
+    said = [
+        "can",
+        "you",
+        "make",
+        "me",
+        "a",
+        "medium",
+        "roast",
+        "latte",
+        "with",
+        "a",
+        "bit",
+        "of",
+        "milk",
+    ]
+    heard: set[str] = set()
+    for stop in range(1, len(said) + 1):
+        found = recall(said[:stop], stop == len(said))
+        heard |= set(found.told)
+        for word in ("medium", "roast", "latte", "milk"):
+            assert (word in found.known) == (word in heard and word in said[:stop])
+        assert [word for word in found.known if word in ("a", "of", "can")] == [
+            word for word in said[:stop] if word in ("a", "of", "can")
+        ]
+        assert recall(said[:stop], stop == len(said)) == found
+    assert "milk" in found.known  # the last word of all is certain
+
+
+def test_orders_that_are_said_freely_are_called_in_the_end_as_they_were_meant() -> None:
+    data = SpokenOrdersData(
+        chunk_s=1.0, whole_menu=True, retold=True, tokens_per_s=80.0, freely=1.0
+    )
+    num_right = num_orders = num_calls = 0
+    for number in range(300):
+        request = data.request(number)
+        rounds = data.rounds(number)
+        assert rounds == data.rounds(number)
+        for text in (text for one in rounds for text in one.values()):
+            assert 1 not in data.words.encode(text)
+        calls = calls_in(rounds)
+        thoughts = "".join(one.get(THOUGHT, "") for one in rounds)
+        assert thoughts.count(CANCEL) == max(len(calls) - 1, 0)
+        assert all(one != other for one, other in zip(calls, calls[1:], strict=False))
+        if not calls:
+            assert rounds[-1][ANSWER] == f" sorry{MARKS.stop}"
+            continue
+        num_orders += 1
+        num_calls += len(calls)
+        num_right += calls[-1] == request.calls[0].arguments
+    assert num_right > 0.97 * num_orders
+    assert 1.3 < num_calls / num_orders < 2.5
+
+
+@pytest.mark.parametrize("late", [0, 1, 2])
+def test_row_is_what_a_decoder_reads_and_writes(late: int) -> None:
+    num_cancels = 0
+    for number in range(30):
+        said = list(filter(None, freely_said(DATA.request(number), Random(number))))
+        said += [""] * (-len(said) % 4)  # every thought has the time of a whole chunk
+        chunks = order_chunks(said, 2.0, 2.0)
+        rounds = retold_rounds(chunks, MARKS, WHOLE, late)
+        reciter = Reciter(rounds, DATA.words)
+        config = ClockConfig(chunk_s=2.0, tokens_per_s=80.0)
+        clock = SimulatedClock(config.tokens_per_s)
+        world = OrderWorld()
+        calls = ClockedCalls(Calls(world.tools(), lambda: TimedLane(FakeClock())), clock)
+        tools = LateTools(reciter, late) if late else calls
+        decoder = ClockedDecoder(reciter, config, clock, tools)
+        told = ""
+        heard: list[str] = []
+        for place, chunk in enumerate(chunks):
+            heard += chunk.words
+            content = spaced(heard)
+            is_last = place == len(chunks) - 1
+            decoder.hear(
+                "" if content == told else content, chunk.start_s, chunk.end_s, last=is_last
+            )
+            told = content
+        assert reciter.context == "".join(one.get(name, "") for one in rounds for name in ROUND)
+        wanted = calls_in(rounds)[-1:]
+        if not late:
+            assert [arguments for _, arguments in world.in_force] == wanted
+        cancels = decoder.timeline.where(kind="cancel")
+        assert len(cancels) == max(len(calls_in(rounds)) - 1, 0)
+        assert all("why" not in one.payload for one in cancels)
+        num_cancels += len(cancels)
+    assert num_cancels > 10
+
+
+@pytest.mark.parametrize(
+    "counter", [OrderCounter(), OrderCounter(call_s=2.0), OrderCounter(failures=2)]
+)
+def test_right_order_is_in_force_and_named_however_slow_the_counter(counter: OrderCounter) -> None:
+    served = [serve_by_maker(DATA, number, counter) for number in range(60)]
+    scores = order_scores(served)
+    assert scores["right"].value == scores["said"].value == 1.0
+    assert scores["stale"].value == 0.0
+    waiting = [serve_by_maker(replace(DATA, retold=False), n, counter) for n in range(60)]
+    assert scores["early"].value >= order_scores(waiting)["early"].value
+
+
+def test_recipe_learns_from_orders_that_are_told_again() -> None:
+    run = shanks_retold_small()
+    assert isinstance(run.data, SpokenOrdersData)
+    assert isinstance(run.system, ShanksConfig)
+    prepared = run.data.prepare(Shanks(run.system))
+    assert prepared.batches(1, 0).batch(0).ticks[THOUGHT].shape == (1, 1024)
+    other = replace(run.data, retold=False)
+    assert prepared.fingerprint != other.prepare(Shanks(run.system)).fingerprint
+    faster = replace(run.data, tokens_per_s=100.0)
+    assert prepared.fingerprint == faster.prepare(Shanks(run.system)).fingerprint
+    assert len(run.data.words.encode(CANCEL)) == 1
+    assert run.data.heard_words().is_retold
+    with pytest.raises(UserError, match="`tokens_per_s` must be above 0"):
+        replace(run.data, tokens_per_s=0.0)
+
+
+def test_untrained_model_is_served_like_any_other() -> None:
+    torch.manual_seed(0)
+    config = ShanksConfig(tower=tiny_models.tower(8, 1, 1, 512), vocab_size=len(DATA.words))
+    served = serve(Shanks(config).eval(), DATA, 0)
+    assert served.timeline.where(kind="answer")
