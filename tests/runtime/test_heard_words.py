@@ -290,7 +290,7 @@ def test_retold_chunk_has_all_words_so_far(seconds: float, length: int) -> None:
     for chunk in chunks:
         whole, is_cut = divmod(chunk.end_s * 2, 1)
         said = SAID[: int(whole)] + ["word"] * (is_cut > 1e-6)
-        assert chunk.content.split() == said
+        assert str(chunk.content).split() == said
         same = len(commonprefix([shown, said]))
         assert chunk.text.split() == said[same:]
         shown = said
