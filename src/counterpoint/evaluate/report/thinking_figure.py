@@ -153,7 +153,7 @@ def _labelled(event: Event) -> Event:
     if event.kind in ("call", "cancel"):
         text = _spelled(text)
     if event.kind == "cancel":
-        text = f"taken back: {text}"
+        text = f"taken back: {text or event.payload['why']}"
     elif event.kind == "call" and not event.payload.get("ok"):
         text = f"{text} {event.payload.get('why', 'no result')}"
     shown = text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
