@@ -31,5 +31,5 @@ def shanks_retold_small() -> Run:
         name="shanks_retold_small",
         system=system,
         data=data,
-        train=replace(run.train, num_steps=1400, batch_rows=5),
+        train=replace(run.train, num_steps=2300, batch_rows=3),
     )

@@ -33,7 +33,7 @@ _MOST_AFTER = 8
 _MISSED_SHARE = 0.2  # of the words that decide nothing
 # "bit milk" can only be "a bit of milk": the label says so, though `determined` reads "milk" there.
 _DECIDE_NOTHING = {"a", "of"}
-_MISHEARD_SHARE = 0.04  # of those that decide something, each time that they are told
+_MISHEARD_SHARE = 0.12  # of those that decide something, each time that they are told
 _HALF_SHARE = 0.15  # of the last words so far
 _OTHER_SHARE = 0.4  # of the misheard ones are taken for words that decide nothing
 _CUT_SHARE = 0.05  # of the thoughts are closed before their end
