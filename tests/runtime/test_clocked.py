@@ -45,9 +45,10 @@ class SlowTools:
     def start(self, call: int, text: str, now_s: float) -> None:
         self.due.append((now_s + self.seconds.pop(0), Response(call, f"done {text}")))
 
-    def cancel(self, call: int, now_s: float) -> None:
+    def cancel(self, call: int, now_s: float) -> str:
         self.cancelled.append((call, now_s))
         self.due = [one for one in self.due if one[1].call != call]
+        return ""
 
     def end_speech(self, now_s: float) -> None:
         pass
@@ -439,3 +440,40 @@ def test_without_tools_nothing_is_taken_back() -> None:
     decoder.hear("one", 0, 4, last=True)
     (cancel,) = decoder.timeline.where(kind="cancel")
     assert cancel.payload == {"chunk": 0, "why": "no call stands"}
+
+
+def test_a_call_that_replaces_another_is_written_before_the_clock_closes_the_thought() -> None:
+    other = ["more", CANCEL, *calling("b"), "</think>"]
+    decoder = ClockedDecoder(
+        Program([*calling("a"), "</think>"], other), LONGER, tools=SlowTools(0, 0)
+    )
+    decoder.hear("one", 0, 4)
+    decoder.hear("two", 4, 8, deadline_s=9.0)  # after two of its tokens
+    assert [one.text for one in decoder.timeline.where(kind="call")] == ["a", "b"]
+    assert closed(decoder.timeline) == ["model", "clock"]
+
+
+def test_a_mark_within_a_call_takes_nothing_back() -> None:
+    tools = SlowTools(0, 0)
+    inside = ["<tool_call>", CANCEL, "</tool_call>", "</think>"]
+    decoder = ClockedDecoder(Program([*calling("a"), "</think>"], inside), LONGER, tools=tools)
+    decoder.hear("one", 0, 4)
+    decoder.hear("two", 4, 8)
+    assert tools.cancelled == []
+
+
+def test_a_call_that_cannot_be_undone_stands() -> None:
+    class Lasting(SlowTools):
+        def cancel(self, call: int, now_s: float) -> str:
+            return "too late"
+
+    back = [CANCEL, CANCEL, "</think>"]
+    program = Program([*calling("a"), "</think>"], back, ["</think>"])
+    decoder = ClockedDecoder(program, LONGER, tools=Lasting(5.0))
+    for number in range(3):
+        decoder.hear(number, 4 * number, 4 * number + 4, last=number == 2)
+    cancels = decoder.timeline.where(kind="cancel")
+    assert [one.payload for one in cancels] == [{"chunk": 1, "call": 0, "why": "too late"}] * 2
+    assert response("a") in program.context
+    (call,) = decoder.timeline.where(kind="call")
+    assert call.payload["ok"]

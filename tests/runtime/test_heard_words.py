@@ -313,3 +313,44 @@ def test_retold_chunk_that_changes_nothing_is_empty() -> None:
     chunks = hear(ear, places(5.0), 16_000)
     assert [chunk.content for chunk in chunks] == [" a", " a lot", " a latte", " a", ""]
     assert [chunk.text for chunk in chunks] == ["a", "lot", "latte", "", ""]
+
+
+@pytest.mark.parametrize(("long_s", "gap_s"), [(0.2, 0.05), (0.25, 0.1), (0.36, 0.0), (0.5, 0.3)])
+@pytest.mark.parametrize("least", [0.0, 0.5])
+@pytest.mark.parametrize("num_texts", [200, 5])
+def test_no_word_is_lost_where_retold_passes_begin(
+    long_s: float, gap_s: float, least: float, num_texts: int
+) -> None:
+    """Words at the border of a pass are cut there, and left out if less than a share is left."""
+    step_s = long_s + gap_s
+
+    def recognise(sound: Tensor) -> list[ScoredWord]:
+        begin_s, stop_s = int(sound[0]) / HZ, (int(sound[-1]) + 1) / HZ
+        found = []
+        for place in range(int(25 / step_s)):
+            start_s, end_s = place * step_s, place * step_s + long_s
+            left_s = min(end_s, stop_s) - max(start_s, begin_s)
+            if left_s > 1e-3 + least * long_s:
+                is_cut = left_s < long_s - 1e-3
+                text = f"cut{place}" if is_cut else f"word{place * place % num_texts}"
+                found.append(
+                    ScoredWord(text, max(start_s - begin_s, 0), min(end_s, stop_s) - begin_s, 0.9)
+                )
+        return found
+
+    chunks = hear(ChunkedWords(recognise, 1.0, as_it_is, is_retold=True), places(24.0), 9000)
+    told = next(str(one.content) for one in reversed(chunks) if one.content).split()
+    whole = [f"word{place * place % num_texts}" for place in range(len(told))]
+    assert abs(len(told) - 24.0 / step_s) <= 1.5
+    assert told[:-1] == whole[:-1]
+
+
+def test_words_said_again_after_a_long_pause_are_retold() -> None:
+    heard = silent_after(["a", "latte", *[""] * 40, "a", "latte"])
+
+    def recognise(sound: Tensor) -> list[ScoredWord]:
+        return [word for word in heard(sound) if word.text]
+
+    chunks = hear(ChunkedWords(recognise, 1.0, as_it_is, is_retold=True), places(23.0), 9000)
+    contents = [str(chunk.content).split() for chunk in chunks if chunk.content]
+    assert contents == [["a", "latte"], ["a", "latte", "a", "latte"]]

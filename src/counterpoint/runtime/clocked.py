@@ -9,11 +9,11 @@ not read.
 Calls of tools in a thought are made at once; their responses take time, but no tokens. The thought
 goes on when the response of its own call has come, and responses of other calls are read as they
 come meanwhile. What has not come when the next chunk is complete is read in a later round. A model
-that has learned `CANCEL` takes its newest call back with it, and what the call did is undone. After
-the end of the speech all responses together, also those of calls that were made before, are awaited
-for `ClockConfig.patience_s` and no longer: the model thinks once more about each that comes after
-its last thought, and then it answers. An answer waits for nothing else, and one that interrupts the
-user waits for nothing.
+that has learned `CANCEL` takes its newest call back with it, and what the call did is undone if its
+tool can; otherwise the event says why the call stands. After the end of the speech all responses
+together, also those of calls that were made before, are awaited for `ClockConfig.patience_s` and no
+longer: the model thinks once more about each that comes after its last thought, and then it
+answers. An answer waits for nothing else, and one that interrupts the user waits for nothing.
 
 Every decision is an event of a `Timeline`:
 
@@ -21,7 +21,7 @@ Every decision is an event of a `Timeline`:
     user      chunk         start and end of the chunk      chunk, last
     thought   thought       first to last token             chunk, tokens, closed, chances
     agent     call          call written, response arrived  chunk, call, early, ok, response or why
-    agent     cancel        the decision                    chunk, call, or why there is none
+    agent     cancel        the decision                    chunk, call, why if it stands
     agent     interruption  the decision                    chunk, by
     agent     answer        first to last token             chunk, tokens, closed
 
@@ -293,7 +293,7 @@ class ClockedDecoder:
         while closed is None:
             if num_tokens == self.config.budget:
                 closed = "budget"
-            elif not (last or self._calls_now(text)) and clock.now() > until_s - _CLOSE_ENOUGH_S:
+            elif not (last or self._acts_now(text)) and clock.now() > until_s - _CLOSE_ENOUGH_S:
                 closed = "clock"
             else:
                 proposal = self.thinker.propose()
@@ -307,7 +307,7 @@ class ClockedDecoder:
                     closed = "model"
                 elif token and marks.call and text.endswith(marks.call_end):
                     self._call(text, number, until_s, last=last)
-                elif token and text.endswith(CANCEL):
+                elif token and text.endswith(CANCEL) and not self._calls_now(text):
                     self._cancel(number)
         if closed != "model":
             self.thinker.read(marks.close)
@@ -317,8 +317,15 @@ class ClockedDecoder:
         self._refuse_unfinished(text, number, last=last)
         return closed == "interruption"
 
+    def _acts_now(self, thought: str) -> bool:
+        """Return whether a thought so far ends within a call, or before one that replaces another.
+
+        A half of it would be lost, or an order be taken back and none made.
+        """
+        return self._calls_now(thought) or thought.endswith(CANCEL)
+
     def _calls_now(self, thought: str) -> bool:
-        """Return whether a thought so far ends within a call, of which a half would be lost."""
+        """Return whether a thought so far ends within a call."""
         marks = self.config.marks
         return bool(marks.call) and thought.rfind(marks.call) > thought.rfind(marks.call_end)
 
@@ -371,17 +378,21 @@ class ClockedDecoder:
             pass  # it was the response of another call
 
     def _cancel(self, number: int) -> None:
-        """Take the newest call back that still stands."""
+        """Take the newest call back, also one that failed or was refused, that was not before."""
         now_s = self.clock.now()
         if self.tools is None or not self._wanted:
             self._add(now_s, now_s, AGENT, "cancel", "", chunk=number, why="no call stands")
             return
-        event = self._wanted.pop()
+        event = self._wanted[-1]
         call = event.payload["call"]
-        self._add(now_s, now_s, AGENT, "cancel", event.text, chunk=number, call=call)
+        why = self.tools.cancel(call, now_s)
+        reason = {"why": why} if why else {}
+        self._add(now_s, now_s, AGENT, "cancel", event.text, chunk=number, call=call, **reason)
+        if why:
+            return
+        self._wanted.pop()
         if call in self._calls:
             self._settle(self._calls.pop(call), "it was taken back first", ok=None)
-        self.tools.cancel(call, now_s)
 
     def _think_of_late_responses(self, number: int, until_s: float) -> None:
         """Think about the responses that come after the last thought, until none is awaited.

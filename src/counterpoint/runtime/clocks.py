@@ -65,12 +65,15 @@ class Tools(Protocol):
             now_s: Time of the conversation.
         """
 
-    def cancel(self, call: int, now_s: float) -> None:
+    def cancel(self, call: int, now_s: float) -> str:
         """Take a call back, whether it was made or not; a response that has not come never comes.
 
         Args:
             call: Number of a call that was begun.
             now_s: Time of the conversation.
+
+        Returns:
+            Why it stands all the same; empty if it does not.
         """
 
     def end_speech(self, now_s: float) -> None:

@@ -31,6 +31,7 @@ _AGAIN_S = 14.0  # sound before the end of a pass that it recognises; Whisper ne
 _PASS_S = 7.0  # longest time between two passes, so that each has what the one before it kept back
 _PAUSE_S = 1.0  # silence after which a word does not change any more
 _COMPARED = 4  # last words that were told, by which their place in a new pass is found
+_SEAM_S = 1.0  # from the beginning of a pass on; words before it were recognised better before
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,8 +203,9 @@ class ChunkedWords:
             for word in (checked_words(self._recognise(sound)) if len(sound) else ())
         ]
         if self._is_retold:
-            kept = [word for word in self._told if word.start_s < begin_s]
-            self._told = kept + words[_after(words, kept) :]
+            kept = [word for word in self._told if begin and word.end_s <= begin_s + _SEAM_S]
+            heard_again = [word for word in kept if word.end_s > begin_s]
+            self._told = kept + words[_after(words, heard_again) :]
         else:
             self._told += self._passes.tell(words, at_s, last=last)
         self._sound = self._sound[begin - self._start :]
@@ -219,8 +221,7 @@ class ChunkedWords:
             self.num_told = self.num_known = 0
             same = len(commonprefix([said, self._said]))
             self._said = said
-            content = content if content != self._content else ""
-            self._content = content or self._content
+            content, self._content = "" if content == self._content else content, content
         else:
             self._told.clear()
             same = 0

@@ -52,8 +52,9 @@ class LateTools:
         response = json.dumps({"ordered": json.loads(text)["arguments"]})
         self.due[call] = (self.reciter.num_chunks + self.late, response)
 
-    def cancel(self, call: int, now_s: float) -> None:
+    def cancel(self, call: int, now_s: float) -> str:
         self.due.pop(call, None)
+        return ""
 
     def end_speech(self, now_s: float) -> None:
         self.is_over = True

@@ -11,7 +11,7 @@ import torch
 from counterpoint.data.tasks.spoken_orders.freely import freely_said, unsettled
 from counterpoint.data.tasks.spoken_orders.menu import DRINK, WHOLE
 from counterpoint.data.tasks.spoken_orders.retold import Hypothesis, Recall, exactly, retold_rounds
-from counterpoint.data.tasks.spoken_orders.rounds import order_chunks, spaced
+from counterpoint.data.tasks.spoken_orders.rounds import order_chunks, spaced, written_call
 from counterpoint.data.tasks.spoken_orders.source import SpokenOrdersData
 from counterpoint.data.tasks.tool_world import OrderWorld
 from counterpoint.errors import UserError
@@ -20,12 +20,14 @@ from counterpoint.evaluate.duplex.spoken_orders import (
     order_scores,
     serve,
     serve_by_maker,
+    serve_parts,
+    timed_request,
 )
 from counterpoint.recipes.shanks_retold_small import shanks_retold_small
 from counterpoint.runtime.cascade.calls import Calls
 from counterpoint.runtime.cascade.clocked_calls import ClockedCalls
 from counterpoint.runtime.cascade.lanes import TimedLane
-from counterpoint.runtime.clocked import ClockConfig, ClockedDecoder
+from counterpoint.runtime.clocked import ClockConfig, ClockedDecoder, Part
 from counterpoint.runtime.clocks import SimulatedClock
 from counterpoint.streams.rounds import (
     ANSWER,
@@ -40,6 +42,7 @@ from counterpoint.streams.rounds import (
 from counterpoint.systems.shanks import Shanks, ShanksConfig
 from tests.data.tasks.reciter import LateTools, Reciter
 from tests.runtime.cascade.scripted import FakeClock
+from tests.runtime.test_clocked import Program
 from tests.systems import tiny_models
 
 MARKS = Marks()
@@ -204,6 +207,32 @@ def test_right_order_is_in_force_and_named_however_slow_the_counter(counter: Ord
     assert scores["stale"].value == 0.0
     waiting = [serve_by_maker(replace(DATA, retold=False), n, counter) for n in range(20)]
     assert scores["early"].value >= order_scores(waiting)["early"].value
+
+
+def test_success_that_was_taken_back_is_not_early() -> None:
+    """The right call is made early, taken back, and made again when the speech is over."""
+    request = timed_request(DATA, 0)
+    right = request.calls[0].arguments
+    other = {**right, DRINK: "espresso" if right[DRINK] != "espresso" else "latte"}
+    calls = [[written_call(one, MARKS), MARKS.close] for one in (right, other, right)]
+    stop_s = request.stop_s or 0.0
+    parts = [Part("", 0.0, 0.5), Part("", 0.5, 1.5), Part("", 1.5, stop_s)]
+    anew = [calls[0], [CANCEL, *calls[1]], [CANCEL, *calls[2]]]
+    once = [calls[0], [MARKS.close], [MARKS.close]]
+    for thoughts, early in ((once, 1.0), (anew, 0.0)):
+        served = serve_parts(Program(*thoughts), DATA, request, parts)
+        scores = order_scores([served])
+        assert scores["right"].value == 1.0
+        assert scores["early"].value == early
+
+
+def test_order_that_fits_no_row_is_left_out() -> None:
+    data = replace(DATA, row_ticks=250, freely=1.0)
+    system = Shanks(shanks_retold_small().system)
+    assert max(data.prepare(system).told(number).length for number in range(40)) > 250
+    assert data.prepare(system).batches(8, 0).batch(0).ticks[THOUGHT].shape == (8, 250)
+    with pytest.raises(UserError, match="`row_ticks` must hold an item"):
+        replace(data, row_ticks=30).prepare(system).batches(1, 0).batch(0)
 
 
 def test_recipe_learns_from_orders_that_are_told_again() -> None:

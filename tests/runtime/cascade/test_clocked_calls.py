@@ -193,3 +193,22 @@ def test_refused_call_is_taken_back_without_an_effect() -> None:
     assert counter.keys == []
     (cancel,) = decoder.timeline.where(kind="cancel")
     assert cancel.payload["call"] == 0
+
+
+def test_lasting_effect_is_not_taken_back_and_says_so() -> None:
+    counter = Counter()
+    last = [*calling(wanted("small"))[:-1], CANCEL, *calling(wanted("large"))]
+    decoder = hold(counter.tool("lasting"), ["</think>"], last)
+    (cancel,) = decoder.timeline.where(kind="cancel")
+    assert cancel.payload["why"] == "what order did cannot be undone"
+    assert [*counter.orders.values()] == ["small", "large"]
+    assert [one.payload["ok"] for one in calls_of(decoder.timeline)] == [True, True]
+
+
+def test_call_that_was_asked_for_twice_stands_until_it_is_taken_back_twice() -> None:
+    for num_cancels, is_made in ((1, True), (2, False)):
+        counter = Counter()
+        twice = [calling(wanted("small"))] * 2
+        decoder = hold(counter.tool(), *twice, [*[CANCEL] * num_cancels, "</think>"], ["</think>"])
+        assert bool(counter.orders) == is_made
+        assert len(decoder.timeline.where(kind="cancel")) == num_cancels

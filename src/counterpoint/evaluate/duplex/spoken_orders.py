@@ -35,7 +35,7 @@ from counterpoint.data.tasks.tool_world import Faults, OrderWorld
 from counterpoint.data.tools import Tool
 from counterpoint.errors import UserError
 from counterpoint.evaluate.statistics import Interval, bootstrap_ratio
-from counterpoint.runtime.cascade.calls import CALL, Calls
+from counterpoint.runtime.cascade.calls import CALL, CANCEL, Calls
 from counterpoint.runtime.cascade.clocked_calls import ClockedCalls
 from counterpoint.runtime.cascade.lanes import TimedLane
 from counterpoint.runtime.clocked import ClockedDecoder, Part, Proposal, Thinker
@@ -96,9 +96,10 @@ class OrderMaker:
         rounds = data.told_rounds(request.text.split(), OrderPace(words_per_s, 0))
         self._thoughts = [one[THOUGHT] for one in rounds if HEARD in one]  # up to the call
         self._answer = rounds[-1][ANSWER]
+        self._goes_on = data.retold  # after a thought that was closed before its end
         self._is_told = False  # of a response that it has not thought about
         self._ahead: list[int] = []
-        self._left = ""  # of a thought that was closed before its end
+        self._left = ""  # of such a thought
         self._proposed: str | None = None
 
     def hear(self, content: Any) -> None:
@@ -114,9 +115,9 @@ class OrderMaker:
             self._is_told = self._is_told and text != ORDERED
         elif text.startswith(self._marks.response):
             self._is_told = True
-            self._think(ORDERED + self._marks.close)
+            self._think(ORDERED + (self._rest() or self._marks.close))
         elif text == self._marks.close:
-            self._left = self._words.decode(np.array(self._ahead, int)).removesuffix(text)
+            self._left = self._rest().removesuffix(text) if self._goes_on else ""
             self._ahead = []
         self._proposed = None
 
@@ -126,6 +127,9 @@ class OrderMaker:
             self._think(self._answer)
         self._proposed = self._words.decode(np.array(self._ahead[:1]))
         return Proposal(self._proposed)
+
+    def _rest(self) -> str:
+        return self._words.decode(np.array(self._ahead, int))
 
     def _think(self, text: str) -> None:
         self._ahead = self._words.encode(text).tolist()
@@ -177,10 +181,12 @@ def serve_parts(
     calls = Calls(_taking(world.tools(), own.call_s, watch), lambda: TimedLane(watch))
     decoder = ClockedDecoder(thinker, config, clock, ClockedCalls(calls, clock))
     timeline = decoder.hear_all(parts)
+    taken_back = {event.payload["call"] for event in calls.events if event.kind == CANCEL}
     made = tuple(  # when the results came, which the model may read later
         MadeCall(name, arguments, event.end_s)
         for event in calls.events
         if event.kind == CALL and event.payload["ok"]
+        if event.payload["call"] not in taken_back
         for name, arguments in [json.loads(event.text)]
     )
     # A lane runs a tool when it is asked, which may be before its simulated time: what came of it
@@ -225,8 +231,9 @@ def _parts(request: ToolRequest, data: SpokenOrdersData, number: int) -> Iterato
     pace = data.pace(number, held_out=True)
     told: list[str] = []
     for chunk in order_chunks(request.text.split(), pace.words_per_s, data.chunk_s):
-        told = [*told, *chunk.words] if data.retold else [*chunk.words]
-        yield Part(spaced(told), chunk.start_s, chunk.end_s, " ".join(chunk.words))
+        told += chunk.words
+        heard = told if data.retold and chunk.words else chunk.words
+        yield Part(spaced(heard), chunk.start_s, chunk.end_s, " ".join(chunk.words))
 
 
 def serve_by_maker(
@@ -240,7 +247,7 @@ def serve_by_maker(
 
 SCORES = {
     "right": "orders after which exactly the right one is in force",
-    "early": "right orders whose call succeeded before the speech ended",
+    "early": "right orders whose call succeeded before the speech ended, and was kept",
     "stale": "corrected orders of which the old one is in force",
     "said": "answers that name the right order",
     "lead_s": "median seconds from the success of the call to the end of the speech",

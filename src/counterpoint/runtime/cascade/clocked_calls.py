@@ -13,8 +13,8 @@ class ClockedCalls:
     key, one that takes too long or returns too much has failed, and equal calls are made once. A
     tool that is not safe may be called only when the user has finished: before that its call is
     refused, and the model may write it again in its last thought. A call that the model takes back
-    is undone as `Calls.retract` does it. Every attempt is one of `Calls.events`; `Calls.leave` ends
-    what still runs when the conversation is over.
+    is undone as `Calls.retract` does it, if its tool can undo it. Every attempt is one of
+    `Calls.events`; `Calls.leave` ends what still runs when the conversation is over.
 
     Args:
         calls: The calls. Their lanes must go with the clock: `TimedLane` with a simulated one,
@@ -46,12 +46,18 @@ class ClockedCalls:
             self._asked[call] = self._made[call] = asked
         self._advance(now_s)
 
-    def cancel(self, call: int, now_s: float) -> None:
-        """Take a call back; see `Tools.cancel`."""
+    def cancel(self, call: int, now_s: float) -> str:
+        """Take a call back, unless an equal one stands; see `Tools.cancel`."""
+        made = self._made.get(call)
+        others = [one for number, one in self._made.items() if number != call]
+        if made is not None and made not in others:  # it was not refused
+            self._calls.retract(made, now_s)
+            if made.is_wanted:
+                return f"what {made.tool.name} did cannot be undone"
         self._asked.pop(call, None)
-        if call in self._made:  # it was not refused
-            self._calls.retract(self._made.pop(call), now_s)
+        self._made.pop(call, None)
         self._advance(now_s)
+        return ""
 
     def end_speech(self, now_s: float) -> None:
         """Learn that the user has finished; see `Tools.end_speech`."""

@@ -102,6 +102,7 @@ class ToldRows:
         least_ticks: What an item takes at least; so many numbers of items belong to a row.
         told: Returns the item of a number.
         laid_out: Returns items as rows of their own lengths.
+        skips_long: Whether an item that fits no row is left out, and not refused.
     """
 
     def __init__(
@@ -111,12 +112,15 @@ class ToldRows:
         least_ticks: int,
         told: Callable[[int], Told],
         laid_out: Callable[[Sequence[Told]], list[Batch]],
+        *,
+        skips_long: bool = False,
     ) -> None:
         self._num_rows = num_rows
         self._row_ticks = row_ticks
         self._most = row_ticks // least_ticks + 1
         self._told = told
         self._laid_out = laid_out
+        self._skips_long = skips_long
 
     def __len__(self) -> int:
         return self._num_rows
@@ -141,6 +145,8 @@ class ToldRows:
         left = self._row_ticks
         for number in range(index * self._most, (index + 1) * self._most):
             one = self._told(number)
+            if self._skips_long and one.length > self._row_ticks:
+                continue
             if one.length > left:
                 break
             filled.append(one)

@@ -249,7 +249,15 @@ class PreparedOrders:
     def batches(self, batch_rows: int, seed: int, rank: int = 0, world_size: int = 1) -> Loader:
         """Return the training batches, step by step; for the arguments see `Loader`."""
         data = self.data
-        rows = ToldRows(data.num_rows, data.row_ticks, 24, self.told, self.laid_out)
+        # How often an order that is told again changes has no bound, and so its length has none.
+        rows = ToldRows(
+            data.num_rows,
+            data.row_ticks,
+            24,
+            self.told,
+            self.laid_out,
+            skips_long=data.retold,
+        )
         return Loader(rows, batch_rows, seed, rank, world_size)
 
     def held_out_units(self) -> HeldOutRows | None:
