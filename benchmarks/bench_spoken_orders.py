@@ -145,7 +145,7 @@ def summarised(rows: dict[str, list[list[float]]]) -> dict[str, Any]:
             continue
         found[name] = as_list(bootstrap_ratio(counts, of))
         found[f"{name} by seed"] = (counts.sum(1) / of.sum(1)).round(4).tolist()
-    for name in ("calls", "cancels"):  # for each order
+    for name in {"calls", "cancels"} & rows.keys():  # for each order; older rows have none
         found[name] = as_list(bootstrap_ratio(np.array(rows[name]), np.ones_like(rows[name])))
     found["lead_s by seed"] = np.median(np.array(rows["lead_s"]), 1).round(3).tolist()
     return found

@@ -17,19 +17,21 @@ told all words again are runs of `shanks_retold_small`.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from bench_spoken_orders import counted, difference, opened, summarised
 from record import finish, resumed
 from torch import Tensor
 
 from counterpoint.data.tasks.spoken_orders.menu import DRINK, determined
+from counterpoint.data.tasks.spoken_orders.rounds import written_call
 from counterpoint.data.tasks.spoken_orders.source import SpokenOrdersData
 from counterpoint.data.tasks.spoken_tools import (
     ToolRequest,
@@ -40,13 +42,14 @@ from counterpoint.data.tasks.spoken_tools import (
 from counterpoint.evaluate.duplex.spoken_orders import serve_parts
 from counterpoint.progress import Progress
 from counterpoint.runtime.cascade.ear import EAR_HZ
-from counterpoint.runtime.clocked import Part
+from counterpoint.runtime.clocked import Part, Proposal, Thinker
 from counterpoint.runtime.heard_words import ChunkedWords, recognised_by
 from counterpoint.runtime.thinker import SystemThinker
 from counterpoint.speech.audio import read_audio
 from counterpoint.speech.ears import HeardChunk, HeardWords
 from counterpoint.speech.partials import PartialTranscriber
 from counterpoint.speech.voices import Synthesizer, Voice
+from counterpoint.streams.rounds import CANCEL
 
 QUESTION = "What is left of calls while listening when a recogniser hears the orders?"
 NOISE_DB = 10.0
@@ -131,6 +134,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 rows = resumed(work, items, options["out"].with_suffix(".rows.json"))
                 if rows:
                     found[f"{sound}, {ear}, {arm}"] = {k: [row[k] for row in rows] for k in rows[0]}
+            if ARMS["retold"] in chunks:
+                row = heard_by_rules(orders, chunks[ARMS["retold"]], data)
+                found[f"{sound}, {ear}, rules, retold"] = {k: [row[k]] for k in row}
     result = {
         "summary": {name: summarised(rows) for name, rows in found.items()},
         "pairs": pairs(found),
@@ -204,13 +210,67 @@ def heard(
     system, data = opened(folder)
     if tokens_per_s:
         data = replace(data, tokens_per_s=tokens_per_s)
+    told = chunks[Told(data.chunk_s, data.retold)]
+    return served_by(lambda: SystemThinker(system, data.words, data.marks), orders, told, data)
+
+
+def heard_by_rules(
+    orders: Sequence[Order], told: Sequence[Sequence[Sequence[Any]]], data: SpokenOrdersData
+) -> dict[str, list[float]]:
+    """Return what comes of orders if rules call at once and take back what has changed."""
+    how = ARMS["retold"]
+    own = replace(data, chunk_s=how.chunk_s, retold=True, tokens_per_s=FAST)
+    return served_by(lambda: RetoldRules(own), orders, told, own)
+
+
+def served_by(
+    thinker: Callable[[], Thinker],
+    orders: Sequence[Order],
+    chunks: Sequence[Sequence[Sequence[Any]]],
+    data: SpokenOrdersData,
+) -> dict[str, list[float]]:
+    """Return what comes of orders that a new thinker hears each, as numbers."""
     served = []
-    for order, own in zip(orders, chunks[Told(data.chunk_s, data.retold)], strict=True):
+    for order, own in zip(orders, chunks, strict=True):
         told = [HeardChunk(*one) for one in own]
         parts = [Part(one.content, one.start_s, one.end_s, one.text) for one in told]
-        thinker = SystemThinker(system, data.words, data.marks)
-        served.append(serve_parts(thinker, data, order.request, parts))
+        served.append(serve_parts(thinker(), data, order.request, parts))
     return counted(served)
+
+
+class RetoldRules:
+    """Calls what the rules of the data find in the newest telling, and takes back what changes."""
+
+    def __init__(self, data: SpokenOrdersData) -> None:
+        self._data = data
+        self._words: list[str] = []
+        self._called: dict[str, str] = {}
+        self._ahead: list[str] = []
+
+    def hear(self, content: Any) -> None:
+        """Plan the thought about a telling; see `Thinker.hear`."""
+        marks = self._data.marks
+        self._words = content.split() or self._words
+        found = determined(self._words, self._data.menu, is_over=True).values
+        text = marks.close
+        if DRINK in found and found != self._called:
+            text = (CANCEL if self._called else "") + written_call(found, marks) + text
+        words = self._data.words
+        self._ahead = [words.decode(np.array([one])) for one in words.encode(text)]
+
+    def read(self, text: str) -> None:
+        """Go on after its own piece, and know what it has called; see `Thinker.read`."""
+        marks = self._data.marks
+        if self._ahead and text == self._ahead[0]:
+            self._ahead.pop(0)
+            if text == marks.call_end:
+                self._called = determined(self._words, self._data.menu, is_over=True).values
+        elif text == marks.close:  # its time is over
+            self._ahead = []
+
+    def propose(self) -> Proposal:
+        """Return the next piece of the thought; it answers nothing; see `Thinker.propose`."""
+        return Proposal(self._ahead[0] if self._ahead else self._data.marks.stop)
 
 
 def recognised(orders: Sequence[Order], words: HeardWords, told: Told) -> list[list[HeardChunk]]:

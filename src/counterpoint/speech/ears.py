@@ -54,10 +54,10 @@ class HeardWords(NamedTuple):
         chunk_s: Seconds of a chunk.
         in_own_words: Brings a recognised word into the words of the model.
         num_waiting: Number of last words of a chunk that wait for the next one, because they may
-            still change.
+            still change; none of words that are retold.
         example: Text that is like what will be said; a recogniser expects its words.
         is_retold: Whether each chunk holds all words so far, as they are recognised by then, unless
-            it changes nothing. Then no word waits.
+            it changes nothing.
     """
 
     chunk_s: float

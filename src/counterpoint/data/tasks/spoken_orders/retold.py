@@ -11,10 +11,13 @@ taken back and made anew. In words, with one chunk after "latte" and one at the 
     round  could i have a latte with milk [EOA] milkAmount milk<tool_cancel/><tool_call>{...
     round  <tool_response>{"ordered": ...}</tool_response> ordered</think> one latte milk ...[STOP]
 
-The thought before a short last chunk may be closed before its call, which is made then in the next
-one. Such calls are only for tools that are safe (`counterpoint.data.tools.Tool.is_safe`). A
-response that is late stands as in `counterpoint.data.tasks.spoken_orders.rounds`; that of a call
-that was taken back before never comes.
+A value that is no longer said ("medium" has become "medium roast") gets no note. Such calls are only
+for tools that can be undone. A response that is late stands as in
+`counterpoint.data.tasks.spoken_orders.rounds`; that of a call that was taken back before never comes.
+
+The thought before a short last chunk may be closed before its end. Training has that in the middle
+of the notes, also elsewhere; then the call is made in the next thought. It has not that a thought is
+closed after its call, before " ordered" (6 % of the orders with chunks of a second, as recognised).
 
 Source: none; SHANKS (arXiv:2510.06917) hears sound, and takes no call back.
 """
@@ -41,7 +44,8 @@ class Hypothesis(NamedTuple):
     Attributes:
         known: The words that are known by now.
         told: The words that the model is told this time.
-        kept: Share of the thought that there is time for; below 1 there is none for a call.
+        kept: Share of the notes that there is time for until the next chunk; below 1 there is none
+            for a call.
     """
 
     known: Sequence[str]
