@@ -2,12 +2,12 @@
 
 Protocols: docs/results/spoken_orders_ear_declared.json; for models that hear a chunk every second
 spoken_orders_sooner_declared.json, for the whole menu spoken_orders_menu_declared.json, and for
-words that are told again spoken_orders_retold_declared.json. Every
-model hears the same orders through Whisper tiny.en, which was told nothing or what orders are like.
-What is recognised and what a folder gave are kept beside ``--out``. Models are runs of
-`shanks_tools_small`, with ``--whole-menu`` of `shanks_menu_small`; those that call after listening
-are the same recipe with `--data.chunk-s 60`, and those that call sooner with 1. Models that are
-told all words again are runs of `shanks_retold_small`.
+words that are told again spoken_orders_retold_declared.json. Every model hears the same orders
+through Whisper tiny.en, which was told nothing or what orders are like. What is recognised and what
+a folder gave are kept beside ``--out``. Models are runs of `shanks_tools_small`, with
+``--whole-menu`` of `shanks_menu_small`; those that call after listening are the same recipe with
+`--data.chunk-s 60`, and those that call sooner with 1. Models that are told all words again are
+runs of `shanks_retold_small`.
 
     python benchmarks/orders_by_ear.py --listening runs/tools-0 runs/tools-1 \
         --after runs/after-0 runs/after-1 --freely-listening runs/free-0 runs/free-1 \
@@ -103,22 +103,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = vars(parser.parse_args(argv))
     data = replace(SMALL, whole_menu=options["whole_menu"])
     torch.set_num_threads(1)
-    numbers = range(options["first"], options["first"] + options["orders"])
+    first = options["first"]
     ways = sorted({how for arm, how in ARMS.items() if options[arm]})
     check(options, data)
-    sounds = {"piper": spoken(numbers, data)}
-    if options["data"]:
-        noises = [read_audio(path, EAR_HZ, 1)[0] for path in every(options["data"], "noise")]
-        pairs_of = zip(sounds["piper"], cycle(noises), strict=False)
-        sounds["noise"] = [noisy(order, noise) for order, noise in pairs_of]
-        sounds["people"] = people(options["data"], data)
+    sounds = sounding(range(first, first + options["orders"]), data, options["data"])
     kept = options["out"].with_suffix(".heard.json")
     found: dict[str, Any] = {}
     found_by_rules: dict[str, float] = {}
     for sound, orders in sounds.items():
         for ear in options["ears"]:
             menu = "whole menu" if data.whole_menu else "small menu"
-            name = f"{len(orders)} of {sound} from {numbers[0]}, {menu}, {ear}"
+            name = f"{len(orders)} of {sound} from {first}, {menu}, {ear}"
             items = {f"{name}, {how}": how for how in ways}
             told = resumed(partial(recognised, orders, told_by(ear, data)), items, kept)
             chunks = dict(zip(items.values(), told, strict=True))
@@ -154,6 +149,19 @@ def check(options: Mapping[str, Any], data: SpokenOrdersData) -> None:
             own = opened(folder)[1]
             if (own.whole_menu, own.chunk_s, own.retold) != (data.whole_menu, *how):
                 raise SystemExit(f"{folder} must have the menu and the chunks of its option.")
+
+
+def sounding(
+    numbers: Sequence[int], data: SpokenOrdersData, folder: Path | None
+) -> dict[str, list[Order]]:
+    """Return the orders of every sound; without recordings only those of a voice."""
+    sounds = {"piper": spoken(numbers, data)}
+    if folder:
+        noises = [read_audio(path, EAR_HZ, 1)[0] for path in every(folder, "noise")]
+        pairs_of = zip(sounds["piper"], cycle(noises), strict=False)
+        sounds["noise"] = [noisy(order, noise) for order, noise in pairs_of]
+        sounds["people"] = people(folder, data)
+    return sounds
 
 
 def every(folder: Path, kind: str) -> list[Path]:

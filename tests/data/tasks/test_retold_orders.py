@@ -39,7 +39,7 @@ from counterpoint.streams.rounds import (
     THOUGHT,
     Marks,
 )
-from counterpoint.systems.shanks import Shanks, ShanksConfig
+from counterpoint.systems.shanks import Shanks, ShanksConfig, small
 from tests.data.tasks.reciter import LateTools, Reciter
 from tests.runtime.cascade.scripted import FakeClock
 from tests.runtime.test_clocked import Program
@@ -228,7 +228,7 @@ def test_success_that_was_taken_back_is_not_early() -> None:
 
 def test_order_that_fits_no_row_is_left_out() -> None:
     data = replace(DATA, row_ticks=250, freely=1.0)
-    system = Shanks(shanks_retold_small().system)
+    system = Shanks(replace(small(), vocab_size=len(data.words)))
     assert max(data.prepare(system).told(number).length for number in range(40)) > 250
     assert data.prepare(system).batches(8, 0).batch(0).ticks[THOUGHT].shape == (8, 250)
     with pytest.raises(UserError, match="`row_ticks` must hold an item"):

@@ -11,13 +11,13 @@ taken back and made anew. In words, with one chunk after "latte" and one at the 
     round  could i have a latte with milk [EOA] milkAmount milk<tool_cancel/><tool_call>{...
     round  <tool_response>{"ordered": ...}</tool_response> ordered</think> one latte milk ...[STOP]
 
-A value that is no longer said ("medium" has become "medium roast") gets no note. Such calls are only
-for tools that can be undone. A response that is late stands as in
-`counterpoint.data.tasks.spoken_orders.rounds`; that of a call that was taken back before never comes.
+A value that is no longer said ("medium" has become "medium roast") gets no note. Such calls are
+only for tools that can be undone. A response that is late stands as in
+`counterpoint.data.tasks.spoken_orders.rounds`; that of a call that was taken back never comes.
 
 The thought before a short last chunk may be closed before its end. Training has that in the middle
-of the notes, also elsewhere; then the call is made in the next thought. It has not that a thought is
-closed after its call, before " ordered" (6 % of the orders with chunks of a second, as recognised).
+of the notes, also elsewhere; then the call is made in the next thought. It does not have a thought
+that is closed after its call, before " ordered" (6 % of the orders, with chunks of a second).
 
 Source: none; SHANKS (arXiv:2510.06917) hears sound, and takes no call back.
 """
