@@ -10,7 +10,12 @@ import torch
 
 from counterpoint.data.tasks.spoken_orders.freely import freely_said, unsettled
 from counterpoint.data.tasks.spoken_orders.menu import DRINK, WHOLE
-from counterpoint.data.tasks.spoken_orders.retold import Hypothesis, Recall, exactly, retold_rounds
+from counterpoint.data.tasks.spoken_orders.retold import (
+    Hypothesis,
+    Recognising,
+    exactly,
+    retold_rounds,
+)
 from counterpoint.data.tasks.spoken_orders.rounds import order_chunks, spaced, written_call
 from counterpoint.data.tasks.spoken_orders.source import SpokenOrdersData
 from counterpoint.data.tasks.tool_world import OrderWorld
@@ -50,7 +55,7 @@ DATA = SpokenOrdersData(chunk_s=1.0, whole_menu=True, retold=True, tokens_per_s=
 
 
 def rounds_of(
-    said: str, chunk_s: float, late: int = 0, recall: Recall = exactly
+    said: str, chunk_s: float, late: int = 0, recall: Recognising = exactly
 ) -> list[dict[str, str]]:
     """Return the rounds of words of which each takes a second."""
     chunks = order_chunks(said.split(), 1.0, chunk_s)

@@ -11,7 +11,7 @@ from functools import cache
 from random import Random
 
 from counterpoint.data.tasks.spoken_orders.menu import ADDED, BEFORE, DRINK, JOINTS, Menu
-from counterpoint.data.tasks.spoken_orders.retold import Hypothesis, Recall
+from counterpoint.data.tasks.spoken_orders.retold import Hypothesis, Recognising
 from counterpoint.data.tasks.spoken_orders.words import said_words
 from counterpoint.data.tasks.spoken_tools import CORRECTIONS, ENDINGS, OPENINGS, ToolRequest
 from counterpoint.data.tasks.tool_world import SLOTS
@@ -86,7 +86,7 @@ def words_heard(words: Sequence[str], rng: Random, menu: Menu) -> list[str]:
     ]
 
 
-def unsettled(rng: Random, menu: Menu) -> Recall:
+def unsettled(rng: Random, menu: Menu) -> Recognising:
     """Return how a recogniser knows an order while it is spoken.
 
     Whenever there are new words, it hears all of them anew, and misses others. What it has heard

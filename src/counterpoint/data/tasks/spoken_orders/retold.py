@@ -53,17 +53,21 @@ class Hypothesis(NamedTuple):
     kept: float = 1.0
 
 
-Recall = Callable[[Sequence[str], bool], Hypothesis]
+Recognising = Callable[[Sequence[str], bool], Hypothesis]
 """Returns what a recogniser knows of the words so far, and of whether the last one is certain."""
 
 
 def exactly(words: Sequence[str], is_certain: bool) -> Hypothesis:
-    """Return the words that were said; a `Recall`."""
+    """Return the words that were said; a `Recognising`."""
     return Hypothesis(words, words)
 
 
 def retold_rounds(
-    chunks: Sequence[OrderChunk], marks: Marks, menu: Menu, late: int = 0, recall: Recall = exactly
+    chunks: Sequence[OrderChunk],
+    marks: Marks,
+    menu: Menu,
+    late: int = 0,
+    recall: Recognising = exactly,
 ) -> list[dict[str, str]]:
     """Return the rounds of an order; see `counterpoint.data.tasks.spoken_orders.rounds`.
 

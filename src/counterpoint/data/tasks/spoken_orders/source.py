@@ -36,7 +36,7 @@ from counterpoint.data.tasks.spoken_orders.freely import (
     words_heard,
 )
 from counterpoint.data.tasks.spoken_orders.menu import SMALL, WHOLE, Menu
-from counterpoint.data.tasks.spoken_orders.retold import Recall, exactly, retold_rounds
+from counterpoint.data.tasks.spoken_orders.retold import Recognising, exactly, retold_rounds
 from counterpoint.data.tasks.spoken_orders.rounds import order_chunks, order_rounds, spaced
 from counterpoint.data.tasks.spoken_orders.words import (
     OrderWords,
@@ -206,7 +206,7 @@ class SpokenOrdersData:
         ]
 
     def told_rounds(
-        self, said: Sequence[str], pace: OrderPace, recall: Recall = exactly
+        self, said: Sequence[str], pace: OrderPace, recall: Recognising = exactly
     ) -> list[dict[str, str]]:
         """Return the rounds of words and silences at a pace.
 
