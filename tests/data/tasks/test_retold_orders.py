@@ -83,8 +83,15 @@ def test_chunk_tells_all_words_and_what_changes_is_called_anew() -> None:
 
 
 def test_chunk_in_which_nothing_changes_tells_nothing() -> None:
+    asked = []
+
+    def recall(words: Sequence[str], is_certain: bool) -> Hypothesis:
+        asked.append(is_certain)
+        return exactly(words, is_certain)
+
     chunks = order_chunks(["a", "latte", "", "", "", ""], 1.0, 2.0)
-    rounds = retold_rounds(chunks, MARKS, WHOLE)
+    rounds = retold_rounds(chunks, MARKS, WHOLE, recall=recall)
+    assert asked == [False, True, True]  # nobody is in doubt of a word that a pause follows
     assert [one[HEARD] for one in rounds if HEARD in one] == [" a latte", "", ""]
     assert calls_in(rounds) == [{DRINK: "latte"}]
 
