@@ -3,7 +3,8 @@
 Protocol: docs/results/spoken_orders_declared.json. Every model hears the same held-out orders with
 three counters. What a folder gave is kept beside ``--out``; take another name after a new training.
 Models are runs of `shanks_tools_small`; those that call after listening are the same recipe with
-`--data.chunk-s 60`. By ear they are measured by `orders_by_ear.py`.
+`--data.chunk-s 60`. The maker of the thoughts has the clock of the first run. By ear they are
+measured by `orders_by_ear.py`.
 
     python benchmarks/bench_spoken_orders.py --listening runs/tools-0 runs/tools-1 \
         --after runs/after-0 runs/after-1 --orders 500 --out results.json
@@ -55,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     arms = {"while listening": options.listening, "after listening": options.after}
-    menus = {opened(folder)[1].whole_menu for folder in (*options.listening, *options.after)}
-    if len(menus) > 1:
+    every = [opened(folder)[1] for folder in (*options.listening, *options.after)]
+    if len({data.whole_menu for data in every}) > 1:
         raise SystemExit("All runs must have one menu.")
-    data = SpokenOrdersData(whole_menu=True in menus)
+    data = every[0] if every else SpokenOrdersData()  # whose clock the maker has
     kept = options.out.with_suffix(".rows.json")
     found: dict[str, Any] = {}
     for counter in options.counters:
