@@ -9,7 +9,7 @@ from counterpoint.train.run import Run
 
 
 def shanks_menu_small() -> Run:
-    """Train a SHANKS that takes orders of a whole menu, and calls a tool while they are spoken.
+    """Train a SHANKS that takes spoken orders of a whole menu, and calls a tool.
 
     It is `shanks_tools_small` with more drinks and more words, so calls are longer and it has more
     steps. An order may go on after its drink ("with soy milk and a bit of sugar"), so the call is

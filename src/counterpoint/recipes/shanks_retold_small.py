@@ -9,7 +9,7 @@ from counterpoint.train.run import Run
 
 
 def shanks_retold_small() -> Run:
-    """Train a SHANKS that orders what it has heard so far, and orders anew when that changes.
+    """Train a SHANKS that orders at once, and anew when what it hears changes.
 
     It is `shanks_menu_small` with shorter chunks, each of which tells all words of the order as
     they are recognised by then. A recogniser that hears a word in halves corrects itself that way,
