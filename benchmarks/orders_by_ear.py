@@ -135,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = {
         "summary": {name: summarised(rows) for name, rows in found.items()},
         "pairs": pairs(found),
+        "voices": {name: beside_voice(sounds[name.split(",")[0]], found[name]) for name in found},
         "rules": found_by_rules,
         "floors": {name: floors(orders) for name, orders in sounds.items()},
         "numbers": {name: len(orders) for name, orders in sounds.items()},
@@ -162,6 +163,32 @@ def sounding(
         sounds["noise"] = [noisy(order, noise) for order, noise in pairs_of]
         sounds["people"] = people(folder, data)
     return sounds
+
+
+def beside_voice(orders: Sequence[Order], rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Return when right calls succeed beside the end of the voice, for each model.
+
+    A recording goes on in silence. The voice ends with the last 10 ms that are louder than a
+    twentieth of the loudest, and than three times the quietest tenth.
+    """
+    ends_s = np.array([voice_end_s(order.audio) for order in orders])
+    stops_s = np.array([order.request.stop_s for order in orders])
+    found = []
+    for success, lead_s in zip(rows["success"], rows["lead_s"], strict=True):
+        right = np.array(success) > 0
+        after_s = (stops_s - np.array(lead_s) - ends_s)[right]
+        found.append([round(float(np.median(after_s)), 3), round(float((after_s < 0).sum()), 1)])
+    silence_s = round(float(np.median(stops_s - ends_s)), 3)
+    return {"median seconds after, and number of calls before": found, "silence_s": silence_s}
+
+
+def voice_end_s(audio: Tensor) -> float:
+    """Return when a voice has ended."""
+    block = EAR_HZ // 100
+    whole = audio[: len(audio) // block * block].reshape(-1, block)
+    level = whole.square().mean(1).sqrt().numpy()
+    voiced = level > max(level.max() / 20, 3 * float(np.percentile(level, 10)))
+    return float(np.nonzero(voiced)[0][-1] + 1) / 100 if voiced.any() else 0.0
 
 
 def every(folder: Path, kind: str) -> list[Path]:
