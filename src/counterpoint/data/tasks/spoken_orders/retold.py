@@ -22,20 +22,18 @@ that is closed after its call, before " ordered" (6 % of the orders, with chunks
 Source: none; SHANKS (arXiv:2510.06917) hears sound, and takes no call back.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from counterpoint.data.tasks.spoken_orders.menu import DRINK, Menu, determined
 from counterpoint.data.tasks.spoken_orders.rounds import (
     NOT_UNDERSTOOD,
-    ORDERED,
     OrderChunk,
+    WrittenRounds,
     answer_to,
     spaced,
-    written_call,
 )
-from counterpoint.streams.rounds import ANSWER, CANCEL, HEARD, MARK, RESPONSE, THOUGHT, Marks
+from counterpoint.streams.rounds import Marks
 
 
 class Hypothesis(NamedTuple):
@@ -78,53 +76,33 @@ def retold_rounds(
         late: Number of chunks by which the responses of its calls are late; see `order_rounds`.
         recall: How the words are recognised.
     """
-    rounds: list[dict[str, str]] = []
+    written = WrittenRounds(marks, late, len(chunks))
     said: list[str] = []
     told = ""
     known: Mapping[str, str] = {}
     called: Mapping[str, str] = {}
-    due = -1
     for place, chunk in enumerate(chunks):
         is_last = place == len(chunks) - 1
         said += chunk.words
         hypothesis = recall(said, is_last or not chunk.words)
-        part = {HEARD: "", MARK: marks.last if is_last else marks.part}
-        if told != (told := spaced(hypothesis.told)):
-            part[HEARD] = told
-        thought = ""
-        if place == due:
-            part[RESPONSE] = _response(called, marks)
-            thought = ORDERED
+        before, told = told, spaced(hypothesis.told)
+        thought = written.begin("" if told == before else told)
         now = determined(hypothesis.known, menu, is_over=True).values
         notes = [f"{slot} {own}" for slot, own in now.items() if known.get(slot) != own]
         if notes and hypothesis.kept < 1 and not is_last:
-            thought += _begun(notes, hypothesis.kept)
-            rounds += [part | {THOUGHT: thought}, {MARK: marks.close}]
+            written.cut(thought + _begun(notes, hypothesis.kept))
             continue
         thought += spaced(notes)
         known = now
         if DRINK in now and now != called:
-            taken_back = CANCEL if called else ""
+            thought += written.take_back() if called else ""
             called = now
-            due = -1
-            rounds.append(part | {THOUGHT: thought + taken_back + written_call(now, marks)})
-            if late and not is_last:
-                due = place + 1 + late
-                rounds.append({MARK: marks.close})  # not by the model: its time is over
-                continue
-            part = {RESPONSE: _response(called, marks)}
-            thought = ORDERED
-        rounds.append(part | {THOUGHT: thought + marks.close})
-    if due >= len(chunks):
-        rounds.append({RESPONSE: _response(called, marks), THOUGHT: ORDERED + marks.close})
-    rounds[-1][ANSWER] = f"{answer_to(called) if called else NOT_UNDERSTOOD}{marks.stop}"
-    return rounds
+            written.call(thought, called)
+        else:
+            written.close(thought)
+    return written.finish(answer_to(called) if called else NOT_UNDERSTOOD)
 
 
 def _begun(notes: Sequence[str], kept: float) -> str:
     words = " ".join(notes).split()
     return spaced(words[: int(kept * (len(words) + 1))])
-
-
-def _response(called: Mapping[str, str], marks: Marks) -> str:
-    return f"{marks.response}{json.dumps({'ordered': called})}{marks.response_end}"

@@ -27,7 +27,7 @@ from typing import NamedTuple
 from counterpoint.data.tasks.spoken_maths.hearing import chunk_ends
 from counterpoint.data.tasks.spoken_orders.menu import DRINK, SMALL, Menu, determined
 from counterpoint.data.tasks.tool_world import ORDER
-from counterpoint.streams.rounds import ANSWER, HEARD, MARK, RESPONSE, THOUGHT, Marks
+from counterpoint.streams.rounds import ANSWER, CANCEL, HEARD, MARK, RESPONSE, THOUGHT, Marks
 from counterpoint.streams.seconds import border_s, exact, num_complete
 
 ORDERED = " ordered"
@@ -91,40 +91,93 @@ def order_rounds(
         menu: What can be ordered.
     """
     chunks = order_chunks(said, words_per_s, chunk_s)
-    rounds: list[dict[str, str]] = []
+    written = WrittenRounds(marks, late, len(chunks))
     words: list[str] = []
     known: dict[str, str] = {}
     was_complete = False
-    response = ""
-    due = -1
-    for place, chunk in enumerate(chunks):
-        is_last = place == len(chunks) - 1
+    for chunk in chunks:
         words += chunk.words
-        part = {HEARD: spaced(chunk.words), MARK: marks.last if is_last else marks.part}
-        thought = ""
-        if place == due:
-            part[RESPONSE] = response
-            thought = ORDERED
-        now, is_complete = determined(words, menu, is_over=is_last)
+        thought = written.begin(spaced(chunk.words))
+        now, is_complete = determined(words, menu, is_over=written.is_last)
         thought += spaced([f"{slot} {value}" for slot, value in now.items() if slot not in known])
-        is_called = is_complete and not was_complete
+        if is_complete and not was_complete:
+            written.call(thought, now)
+        else:
+            written.close(thought)
         known = now
         was_complete = is_complete
-        if is_called:
-            rounds.append(part | {THOUGHT: thought + written_call(now, marks)})
-            response = marks.response + json.dumps({"ordered": now}) + marks.response_end
-            if late and not is_last:
-                due = place + 1 + late
-                rounds.append({MARK: marks.close})  # not by the model: its time is over
-                continue
-            part = {RESPONSE: response}
-            thought = ORDERED
-        rounds.append(part | {THOUGHT: thought + marks.close})
-    if due >= len(chunks):
-        rounds.append({RESPONSE: response, THOUGHT: ORDERED + marks.close})
-    answer = answer_to(known) if DRINK in known else NOT_UNDERSTOOD
-    rounds[-1][ANSWER] = f"{answer}{marks.stop}"
-    return rounds
+    return written.finish(answer_to(known) if DRINK in known else NOT_UNDERSTOOD)
+
+
+class WrittenRounds:
+    """The rounds of an order, chunk by chunk: how a thought, a call and its response stand there.
+
+    Args:
+        marks: Marks of the sequence.
+        late: See `order_rounds`.
+        num_chunks: Number of chunks that will be begun.
+
+    Attributes:
+        is_last: Whether the chunk that was begun is the last.
+    """
+
+    def __init__(self, marks: Marks, late: int, num_chunks: int) -> None:
+        self.is_last = False
+        self._marks = marks
+        self._late = late
+        self._num_chunks = num_chunks
+        self._place = -1
+        self._rounds: list[dict[str, str]] = []
+        self._part: dict[str, str] = {}
+        self._response = ""
+        self._due = -1  # place of the chunk before which the response stands
+
+    def begin(self, heard: str) -> str:
+        """Begin the next chunk, and return how the thought about it begins."""
+        self._place += 1
+        self.is_last = self._place == self._num_chunks - 1
+        mark = self._marks.last if self.is_last else self._marks.part
+        self._part = {HEARD: heard, MARK: mark}
+        if self._place != self._due:
+            return ""
+        self._part[RESPONSE] = self._response
+        return ORDERED
+
+    def close(self, thought: str) -> None:
+        """End the thought."""
+        self._rounds.append(self._part | {THOUGHT: thought + self._marks.close})
+
+    def cut(self, thought: str) -> None:
+        """Let a thought be closed although the model goes on: its time is over."""
+        self._rounds += [self._part | {THOUGHT: thought}, {MARK: self._marks.close}]
+
+    def take_back(self) -> str:
+        """Return the mark that takes the newest call back, whose response then never comes."""
+        self._due = -1
+        return CANCEL
+
+    def call(self, thought: str, arguments: Mapping[str, str]) -> None:
+        """End the thought with a call, and read the response in it or later."""
+        thought += written_call(arguments, self._marks)
+        ordered = json.dumps({"ordered": arguments})
+        self._response = f"{self._marks.response}{ordered}{self._marks.response_end}"
+        if self._late and not self.is_last:
+            self._due = self._place + 1 + self._late
+            self.cut(thought)
+        else:
+            self._rounds.append(self._part | {THOUGHT: thought})
+            self._read_response()
+
+    def finish(self, answer: str) -> list[dict[str, str]]:
+        """Return the rounds, of which the last ends with the answer."""
+        if self._due >= self._num_chunks:
+            self._read_response()
+        self._rounds[-1][ANSWER] = f"{answer}{self._marks.stop}"
+        return self._rounds
+
+    def _read_response(self) -> None:
+        own = {RESPONSE: self._response, THOUGHT: ORDERED + self._marks.close}
+        self._rounds.append(own)
 
 
 def written_call(arguments: Mapping[str, str], marks: Marks) -> str:
