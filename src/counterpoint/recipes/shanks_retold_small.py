@@ -23,7 +23,7 @@ def shanks_retold_small() -> Run:
         freely=0.75,
         whole_menu=True,
         retold=True,
-        tokens_per_s=80.0,
+        wide_tokens=True,
     )
     system = replace(shanks.small(), vocab_size=len(data.words))
     run = shanks_menu_small()
@@ -32,5 +32,5 @@ def shanks_retold_small() -> Run:
         name="shanks_retold_small",
         system=system,
         data=data,
-        train=replace(run.train, num_steps=2300, batch_rows=3),
+        train=replace(run.train, num_steps=2800, batch_rows=3),
     )

@@ -36,7 +36,7 @@ _DECIDE_NOTHING = {"a", "of"}
 _MISHEARD_SHARE = 0.12  # of those that decide something, each time that they are told
 _HALF_SHARE = 0.15  # of the last words so far
 _OTHER_SHARE = 0.4  # of the misheard ones are taken for words that decide nothing
-_CUT_SHARE = 0.05  # of the thoughts are closed before their end
+_CUT_SHARE = 0.05  # of the thoughts are closed in their notes, and as many after their call
 
 
 def freely_said(request: ToolRequest, rng: Random) -> list[str]:
@@ -118,7 +118,7 @@ def unsettled(rng: Random, menu: Menu) -> Recognising:
             if place in heard or word not in _decisive(menu)
         ]
         kept = rng.random() if rng.random() < _CUT_SHARE else 1.0
-        last = (asked, Hypothesis(known, told, kept))
+        last = (asked, Hypothesis(known, told, kept, rng.random() >= _CUT_SHARE))
         return last[1]
 
     return recall

@@ -15,9 +15,9 @@ A value that is no longer said ("medium" has become "medium roast") gets no note
 only for tools that can be undone. A response that is late stands as in
 `counterpoint.data.tasks.spoken_orders.rounds`; that of a call that was taken back never comes.
 
-The thought before a short last chunk may be closed before its end. Training has that in the middle
-of the notes, also elsewhere; then the call is made in the next thought. It does not have a thought
-that is closed after its call, before " ordered" (6 % of the orders, with chunks of a second).
+The thought before a short last chunk may be closed before its end. Training has that also
+elsewhere: in the middle of the notes, so that the call is made in the next thought, and after a
+call, so that the next thought begins with " ordered".
 
 Source: none; SHANKS (arXiv:2510.06917) hears sound, and takes no call back.
 """
@@ -44,11 +44,13 @@ class Hypothesis(NamedTuple):
         told: The words that the model is told this time.
         kept: Share of the notes that there is time for until the next chunk; below 1 there is none
             for a call.
+        has_time: Whether there is time to think about the response to a call.
     """
 
     known: Sequence[str]
     told: Sequence[str]
     kept: float = 1.0
+    has_time: bool = True
 
 
 Recognising = Callable[[Sequence[str], bool], Hypothesis]
@@ -97,7 +99,7 @@ def retold_rounds(
         if DRINK in now and now != called:
             thought += written.take_back() if called else ""
             called = now
-            written.call(thought, called)
+            written.call(thought, called, has_time=hypothesis.has_time)
         else:
             written.close(thought)
     return written.finish(answer_to(called) if called else NOT_UNDERSTOOD)

@@ -131,6 +131,7 @@ class WrittenRounds:
         self._part: dict[str, str] = {}
         self._response = ""
         self._due = -1  # place of the chunk before which the response stands
+        self._is_unread = False  # the newest response
 
     def begin(self, heard: str) -> str:
         """Begin the next chunk, and return how the thought about it begins."""
@@ -138,9 +139,11 @@ class WrittenRounds:
         self.is_last = self._place == self._num_chunks - 1
         mark = self._marks.last if self.is_last else self._marks.part
         self._part = {HEARD: heard, MARK: mark}
-        if self._place != self._due:
+        if self._place == self._due:
+            self._part[RESPONSE] = self._response
+        elif not self._is_unread:
             return ""
-        self._part[RESPONSE] = self._response
+        self._is_unread = False
         return ORDERED
 
     def close(self, thought: str) -> None:
@@ -156,17 +159,28 @@ class WrittenRounds:
         self._due = -1
         return CANCEL
 
-    def call(self, thought: str, arguments: Mapping[str, str]) -> None:
-        """End the thought with a call, and read the response in it or later."""
+    def call(self, thought: str, arguments: Mapping[str, str], *, has_time: bool = True) -> None:
+        """End the thought with a call, and read the response in it or later.
+
+        Args:
+            thought: What is thought before.
+            arguments: Arguments of the call.
+            has_time: Whether there is time to think about a response that comes at once; if not,
+                the next thought begins with it.
+        """
         thought += written_call(arguments, self._marks)
         ordered = json.dumps({"ordered": arguments})
         self._response = f"{self._marks.response}{ordered}{self._marks.response_end}"
         if self._late and not self.is_last:
             self._due = self._place + 1 + self._late
             self.cut(thought)
-        else:
+        elif has_time or self.is_last:
             self._rounds.append(self._part | {THOUGHT: thought})
             self._read_response()
+        else:
+            unread = {RESPONSE: self._response, MARK: self._marks.close}
+            self._rounds += [self._part | {THOUGHT: thought}, unread]
+            self._is_unread = True
 
     def finish(self, answer: str) -> list[dict[str, str]]:
         """Return the rounds, of which the last ends with the answer."""

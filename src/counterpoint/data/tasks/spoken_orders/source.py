@@ -86,8 +86,10 @@ class SpokenOrdersData:
             `counterpoint.data.tasks.spoken_orders.menu`.
         retold: Whether every chunk tells all words so far, and calls are taken back when the order
             changes; see `counterpoint.data.tasks.spoken_orders.retold`.
+        wide_tokens: Whether what all calls have in common is few tokens, so that a call of the
+            whole menu has up to 30 in place of 61; see `OrderWords`.
         tokens_per_s: Tokens that a model writes in a second. It changes no row; a chunk must have
-            time for notes and a call, which has up to 61 tokens.
+            time for notes and a call.
         row_ticks: Number of ticks of a row.
         num_rows: Number of rows to learn from.
         num_held_out: Number of held-out rows of one order each.
@@ -102,6 +104,7 @@ class SpokenOrdersData:
     freely: float = 0.0
     whole_menu: bool = False
     retold: bool = False
+    wide_tokens: bool = False
     tokens_per_s: float = 40.0
     row_ticks: int = 512
     num_rows: int = 100_000
@@ -124,7 +127,8 @@ class SpokenOrdersData:
     @property
     def words(self) -> OrderWords:
         """How texts become ids."""
-        return opened_order_words(self.marks, self.menu, cancels=self.retold)
+        wide = self.wide_tokens
+        return opened_order_words(self.marks, self.menu, cancels=self.retold, wide=wide)
 
     @property
     def menu(self) -> Menu:
@@ -276,7 +280,7 @@ class PreparedOrders:
         """Digest of the training data: of the options and the first order."""
         options = encode(self.data)
         del options["tokens_per_s"]
-        for name in ("whole_menu", "retold"):
+        for name in ("whole_menu", "retold", "wide_tokens"):
             if not options[name]:  # so runs from before there was one can be continued
                 del options[name]
         facts = {"first": self.data.rounds(0), "data": options}

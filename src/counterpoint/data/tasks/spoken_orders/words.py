@@ -11,7 +11,7 @@ from counterpoint.data.tasks.recognised import in_known_words
 from counterpoint.data.tasks.spoken_orders.menu import JOINTS, SMALL, Menu
 from counterpoint.data.tasks.spoken_orders.rounds import ORDERED, answer_to, written_call
 from counterpoint.data.tasks.spoken_tools import CORRECTIONS, ENDINGS, OPENINGS
-from counterpoint.data.tasks.tool_world import SLOTS
+from counterpoint.data.tasks.tool_world import ORDER, SLOTS
 from counterpoint.digests import json_digest
 from counterpoint.streams.rounds import CANCEL, Marks
 
@@ -28,15 +28,23 @@ class OrderWords:
         marks: Marks of the sequence.
         menu: What can be ordered.
         cancels: Whether calls are taken back.
+        wide: Whether what all calls have in common is one piece each: their beginning, their end,
+            and a slot with its quotes. Then only the values of a call are pieces of their own.
     """
 
     def __init__(
-        self, marks: Marks | None = None, menu: Menu = SMALL, *, cancels: bool = False
+        self,
+        marks: Marks | None = None,
+        menu: Menu = SMALL,
+        *,
+        cancels: bool = False,
+        wide: bool = False,
     ) -> None:
         own = marks or Marks()
         every = [own.part, own.last, own.close, own.interrupt, own.stop]
         every += [own.call, own.call_end, own.response, own.response_end]
         every += [CANCEL] if cancels else []
+        every += _wide(menu) if wide else []
         named = "|".join(map(re.escape, every))
         self._piece = re.compile(rf"{named}|\s?\w+|\s?(?:(?!{named})[^\w\s])+")
         told = [piece for text in _texts(own, menu) for piece in self._piece.findall(text)]
@@ -82,6 +90,14 @@ def said_words(menu: Menu) -> list[str]:
     return sorted({word for text in phrases for word in text.split()})
 
 
+def _wide(menu: Menu) -> list[str]:
+    """Return what all calls and responses have in common, where values stand between it."""
+    empty = ({"name": ORDER, "arguments": {}}, {"ordered": {}})
+    begun = [json.dumps(one).rstrip("}") for one in empty]
+    slots = [f'{before}"{slot}": "' for slot in menu.slots for before in ('", ', "")]
+    return [*begun, *slots, '"}}']
+
+
 def _texts(marks: Marks, menu: Menu) -> list[str]:
     """Return texts that hold every piece that an order can have."""
     said = [f" {words}" for words in (*OPENINGS, *CORRECTIONS, *ENDINGS)]
@@ -96,6 +112,6 @@ def _texts(marks: Marks, menu: Menu) -> list[str]:
 
 
 @cache
-def opened_order_words(marks: Marks, menu: Menu, *, cancels: bool) -> OrderWords:
+def opened_order_words(marks: Marks, menu: Menu, *, cancels: bool, wide: bool) -> OrderWords:
     """Return how orders become ids; they are found once for the same arguments."""
-    return OrderWords(marks, menu, cancels=cancels)
+    return OrderWords(marks, menu, cancels=cancels, wide=wide)
