@@ -4,7 +4,8 @@
 books by other authors. Training FLOPs are equal by the width of the MLPs, counting every pair that
 is read once, for all kinds of attention. One more arm is plain attention that learns for as many
 seconds as all of it. *recall*: key-value recall (`sections_small`) and needles in a haystack
-(`needles_small`), plain beside all.
+(`needles_small`), plain beside all; small towers have no width to spare, so `--match steps` lets
+plain attention learn for more steps instead.
 
 The seeds of an arm are lanes of one stack. All arms get the same bytes in the same order. The form
 is the chunked one, so seconds are those of this form.
@@ -74,15 +75,20 @@ def flops_of(tower: TowerConfig, num_ticks: int) -> float:
     return total
 
 
-def matched(arguments: argparse.Namespace, mixer: MixerConfig, num_ticks: int) -> TowerConfig:
-    """Return a tower with the FLOPs of the plain one, by the width of its MLPs."""
-    tower = TowerConfig(
+def plain_tower(arguments: argparse.Namespace, num_ticks: int) -> TowerConfig:
+    """Return the tower with plain attention."""
+    return TowerConfig(
         width=arguments.width,
         num_layers=arguments.layers,
         num_heads=arguments.heads,
         mlp_hidden=PLAIN_HIDDEN * arguments.width // 256,
         window=num_ticks,
     )
+
+
+def matched(arguments: argparse.Namespace, mixer: MixerConfig, num_ticks: int) -> TowerConfig:
+    """Return a tower with the FLOPs of the plain one, by the width of its MLPs."""
+    tower = plain_tower(arguments, num_ticks)
     aim = flops_of(tower, num_ticks)
     own = replace(tower, mixer=mixer)
     a_unit = 6 * tower.width * tower.num_layers
@@ -259,21 +265,27 @@ def bench_text(arguments: argparse.Namespace, results: dict[str, Any], stop: flo
 def recall_runs(arguments: argparse.Namespace, form: str) -> dict[str, list[Run]]:
     """Return the runs of every arm on a form of a task."""
     task = cast("ScoredTask", named_task(form, arguments.data))
+    num_ticks = task.most_symbols + 1
     found = {}
     for arm in ("all", "plain"):
-        tower = matched(arguments, MIXERS[arm], task.most_symbols + 1)
+        tower = matched(arguments, MIXERS[arm], num_ticks)
+        num_steps = arguments.recall_steps
+        if arguments.match == "steps":
+            plain = plain_tower(arguments, num_ticks)
+            tower, dearest = (replace(plain, mixer=MIXERS[one]) for one in (arm, "all"))
+            num_steps = round(num_steps * flops_of(dearest, num_ticks) / flops_of(tower, num_ticks))
         found[arm] = [
             Run(
                 name=f"{form}-{arm}-{seed}",
                 system=SingleStreamConfig(tower=tower),
                 data=TaskData(task=task, seed=seed),
                 train=TrainConfig(
-                    num_steps=arguments.recall_steps,
+                    num_steps=num_steps,
                     batch_rows=32,
                     precision="float32",
                     seed=seed,
-                    log_every=max(arguments.recall_steps // 20, 1),
-                    evaluate_every=max(arguments.recall_steps // 4, 1),
+                    log_every=max(num_steps // 20, 1),
+                    evaluate_every=max(num_steps // 4, 1),
                     optimizer=OptimizerConfig(lr=arguments.lr),
                     schedule=ScheduleConfig(warmup_steps=100),
                 ),
@@ -342,6 +354,12 @@ def main() -> None:
     )
     parser.add_argument("--data", default="", help="folder with `books` that hide the needles")
     parser.add_argument("--recall-steps", type=int, default=1500)
+    parser.add_argument(
+        "--match",
+        choices=("width", "steps"),
+        default="width",
+        help="how FLOPs of recall are equal: narrower MLPs, or more steps of plain attention",
+    )
     parser.add_argument("--recall-seeds", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--folder", type=Path, default=Path("runs/multi_token_recall"))
     parser.add_argument("--recall-share", type=float, default=0.35, help="of the seconds")

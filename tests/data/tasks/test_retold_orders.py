@@ -117,6 +117,46 @@ def test_thought_that_is_cut_is_made_good_in_the_next() -> None:
     assert last[THOUGHT].startswith(f" coffeeDrink latte{MARKS.call}")
 
 
+def test_response_that_there_is_no_time_for_is_thought_about_in_the_next_thought() -> None:
+    def recall(words: Sequence[str], is_certain: bool) -> Hypothesis:
+        return Hypothesis(words, words, has_time=False)
+
+    rounds = rounds_of("a latte please with milk", 2.0, recall=recall)
+    first, unread, second, last = rounds[:4]
+    assert first[THOUGHT].endswith(MARKS.call_end)
+    assert unread.keys() == {RESPONSE, MARK}
+    assert unread[MARK] == MARKS.close
+    assert second[THOUGHT] == f" ordered{MARKS.close}"
+    assert last[THOUGHT].startswith(f" milkAmount milk{CANCEL}")
+    assert rounds[4][THOUGHT] == f" ordered{MARKS.close}"  # the last thought has time for all
+    assert len(rounds) == 5
+
+
+def test_decoder_reads_a_response_without_time_as_the_row_has_it() -> None:
+    def recall(words: Sequence[str], is_certain: bool) -> Hypothesis:
+        return Hypothesis(words, words, has_time=False)
+
+    said = "a latte please with milk".split()
+    chunks = order_chunks(said, 1.0, 2.0)
+    rounds = retold_rounds(chunks, MARKS, WHOLE, recall=recall)
+    words = SpokenOrdersData(whole_menu=True, retold=True, wide_tokens=True).words
+    reciter = Reciter(rounds, words)
+    clock = SimulatedClock(40.0)
+    world = OrderWorld()
+    tools = ClockedCalls(Calls(world.tools(), lambda: TimedLane(FakeClock())), clock)
+    decoder = ClockedDecoder(reciter, ClockConfig(chunk_s=2.0, tokens_per_s=40.0), clock, tools)
+    called_s = chunks[0].end_s + len(words.encode(rounds[0][THOUGHT])) / 40.0
+    deadlines = (called_s, None, None)
+    for stop, chunk, deadline_s in zip((2, 4, 5), chunks, deadlines, strict=True):
+        is_last = stop == len(said)
+        content = spaced(said[:stop])
+        decoder.hear(content, chunk.start_s, chunk.end_s, last=is_last, deadline_s=deadline_s)
+    closed = [one.payload["closed"] for one in decoder.timeline.where(kind="thought")]
+    assert closed == ["clock", "model", "model"]
+    assert reciter.context == "".join(one.get(name, "") for one in rounds for name in ROUND)
+    assert [arguments for _, arguments in world.in_force] == calls_in(rounds)[-1:]
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_what_was_heard_once_is_known_although_it_is_missed_later(seed: int) -> None:
     recall = unsettled(Random(seed), WHOLE)
@@ -257,6 +297,9 @@ def test_recipe_learns_from_orders_that_are_told_again() -> None:
     assert prepared.fingerprint != other.prepare(Shanks(run.system)).fingerprint
     faster = replace(run.data, tokens_per_s=100.0)
     assert prepared.fingerprint == faster.prepare(Shanks(run.system)).fingerprint
+    narrow = replace(run.data, wide_tokens=False)
+    wider = replace(run.system, vocab_size=len(narrow.words))
+    assert prepared.fingerprint != narrow.prepare(Shanks(wider)).fingerprint
     assert len(run.data.words.encode(CANCEL)) == 1
     assert run.data.heard_words().is_retold
     with pytest.raises(UserError, match="`tokens_per_s` must be above 0"):

@@ -15,8 +15,8 @@ from counterpoint.data.source import DataSource
 from counterpoint.data.tasks.spoken_maths.words import Words
 from counterpoint.data.tasks.spoken_orders import source
 from counterpoint.data.tasks.spoken_orders.freely import freely_said, words_heard
-from counterpoint.data.tasks.spoken_orders.menu import SMALL, WHOLE, determined
-from counterpoint.data.tasks.spoken_orders.rounds import order_chunks, order_rounds
+from counterpoint.data.tasks.spoken_orders.menu import SMALL, WHOLE, Menu, determined
+from counterpoint.data.tasks.spoken_orders.rounds import order_chunks, order_rounds, written_call
 from counterpoint.data.tasks.spoken_orders.source import PreparedOrders, SpokenOrdersData
 from counterpoint.data.tasks.spoken_orders.words import OrderWords
 from counterpoint.data.tasks.spoken_tools import ToolRequest, generated_requests
@@ -71,6 +71,27 @@ def test_words_with_other_marks_are_others(kind: type[OrderWords] | type[Words])
     swapped = Marks(part=MARKS.last, last=MARKS.part)
     assert kind(swapped).identity != kind().identity
     assert kind(Marks()).identity == kind().identity
+
+
+@pytest.mark.parametrize("menu", [SMALL, WHOLE])
+def test_wide_tokens_shorten_calls_and_change_no_text(menu: Menu) -> None:
+    narrow, wide = OrderWords(MARKS, menu), OrderWords(MARKS, menu, wide=True)
+    assert narrow.identity != wide.identity
+    most = 0
+    for number in range(200):
+        request = menu.request(0, number)
+        (call,) = request.calls
+        text = written_call(call.arguments, MARKS)
+        written = wide.encode(text)
+        assert wide.decode(written) == narrow.decode(narrow.encode(text)) == text
+        said = " ".join(call.arguments.values()).split()
+        assert len(written) == 4 + len(call.arguments) + len(said)
+        most = max(most, len(written))
+        thought = "".join(f" {slot} {value}" for slot, value in call.arguments.items())
+        for other in (thought, json.dumps({"ordered": call.arguments})):
+            assert wide.decode(wide.encode(other)) == other
+        assert len(wide.encode(thought)) == len(narrow.encode(thought))
+    assert most < (31 if menu is WHOLE else 20)
 
 
 @pytest.mark.parametrize(
