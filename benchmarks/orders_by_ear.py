@@ -97,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--first", type=int, default=200, help="number of the first order")
     parser.add_argument("--orders", type=int, default=100)
     parser.add_argument("--ears", nargs="*", choices=EARS, default=EARS)
+    parser.add_argument("--beam", type=int, default=1, help="texts that the recogniser follows")
     parser.add_argument("--data", type=Path, default=None, help="folder of real recordings")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--whole-menu", action="store_true", help="for runs of shanks_menu_small")
@@ -104,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = replace(SMALL, whole_menu=options["whole_menu"])
     torch.set_num_threads(1)
     first = options["first"]
+    beam = options["beam"]
     ways = sorted({how for arm, how in ARMS.items() if options[arm]})
     check(options, data)
     sounds = sounding(range(first, first + options["orders"]), data, options["data"])
@@ -114,8 +116,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         for ear in options["ears"]:
             menu = "whole menu" if data.whole_menu else "small menu"
             name = f"{len(orders)} of {sound} from {first}, {menu}, {ear}"
+            name += f", beam {beam}" if beam > 1 else ""
             items = {f"{name}, {how}": how for how in ways}
-            told = resumed(partial(recognised, orders, told_by(ear, data)), items, kept)
+            work = partial(recognised, orders, told_by(ear, data), beam=beam)
+            told = resumed(work, items, kept)
             chunks = dict(zip(items.values(), told, strict=True))
             found_by_rules |= {
                 key: rules(orders, parts, replace(data, retold=how.retold))
@@ -308,10 +312,12 @@ class RetoldRules:
         return Proposal(self._ahead[0] if self._ahead else self._data.marks.stop)
 
 
-def recognised(orders: Sequence[Order], words: HeardWords, told: Told) -> list[list[HeardChunk]]:
+def recognised(
+    orders: Sequence[Order], words: HeardWords, told: Told, beam: int = 1
+) -> list[list[HeardChunk]]:
     """Return the chunks of all orders, as the ear of a model tells them."""
     how = words._replace(chunk_s=told.chunk_s, is_retold=told.retold)
-    recognise = PartialTranscriber(how.example)
+    recognise = PartialTranscriber(how.example, beam=beam)
     found = []
     for order in Progress().over(f"recognising, {told}", orders, len(orders)):
         ear = recognised_by(lambda _: recognise)(how)

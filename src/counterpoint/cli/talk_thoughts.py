@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from counterpoint.speech.ears import ChunkEar
 from counterpoint.speech.partials import PartialTranscriber
 from counterpoint.streams.timeline import Timeline
 
+_BEAM = 5  # what is misheard is called, so it may take a third more time
 _NOTE = (
     "The user is on the right; the agent writes, so its channel is silent. A chunk is used when "
     "its last sample has been heard, and the model then writes so many tokens a second as the "
@@ -55,7 +57,7 @@ def think(
     data = loaded.trained_by.data
     if not isinstance(data, ThoughtData):
         raise AssertionError("`thinks` was asked before")
-    ear = data.ear(loaded.system.layout, recognised_by(PartialTranscriber))
+    ear = data.ear(loaded.system.layout, recognised_by(partial(PartialTranscriber, beam=_BEAM)))
     rate = ear.sample_rate
     began_s = time.perf_counter()
     with running.progress().doing("listening"):

