@@ -12,7 +12,7 @@ measured by `orders_by_ear.py`.
 
 import argparse
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +97,9 @@ def lines(found: dict[str, dict[str, list[list[float]]]]) -> list[dict[str, Any]
     ]
 
 
+@cache
 def opened(folder: Path) -> tuple[System, SpokenOrdersData]:
-    """Return a model and its data."""
+    """Return a model and its data; each is read once."""
     loaded = load(folder)
     if loaded.run is None or not isinstance(loaded.run.data, SpokenOrdersData):
         raise SystemExit(f"{folder} must be a run on spoken orders.")

@@ -330,7 +330,8 @@ def check_forms(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
         parser.error(str(error))
 
 
-def main() -> None:
+def read_options() -> argparse.Namespace:
+    """Return the options of the command line, which were checked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="+", choices=("record", "text", "recall"))
     parser.add_argument("--books", type=Path, help="archive with train/ and valid/")
@@ -368,6 +369,11 @@ def main() -> None:
     parser.add_argument("--out", help="file for the record")
     arguments = parser.parse_args()
     check_forms(parser, arguments)
+    return arguments
+
+
+def main() -> None:
+    arguments = read_options()
     begin = time.time()
     stop = min(begin + arguments.seconds, float(os.environ.get("DEADLINE", "inf")))
     results: dict[str, Any] = {"arguments": {k: str(v) for k, v in vars(arguments).items()}}

@@ -88,8 +88,8 @@ class Order(NamedTuple):
     audio: Tensor
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Let all models hear the orders, and write what came of them."""
+def read_options(argv: Sequence[str] | None) -> dict[str, Any]:
+    """Return the options of the command line, by their names."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for arm in ARMS:
         option = f"--{arm.replace(', ', '-').replace(' ', '-')}"
@@ -101,7 +101,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=None, help="folder of real recordings")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--whole-menu", action="store_true", help="for runs of shanks_menu_small")
-    options = vars(parser.parse_args(argv))
+    return vars(parser.parse_args(argv))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Let all models hear the orders, and write what came of them."""
+    options = read_options(argv)
     data = replace(SMALL, whole_menu=options["whole_menu"])
     torch.set_num_threads(1)
     first = options["first"]
@@ -118,8 +123,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             name = f"{len(orders)} of {sound} from {first}, {menu}, {ear}"
             name += f", beam {beam}" if beam > 1 else ""
             items = {f"{name}, {how}": how for how in ways}
-            work = partial(recognised, orders, told_by(ear, data), beam=beam)
-            told = resumed(work, items, kept)
+            recognise = partial(recognised, orders, told_by(ear, data), beam=beam)
+            told = resumed(recognise, items, kept)
             chunks = dict(zip(items.values(), told, strict=True))
             found_by_rules |= {
                 key: rules(orders, parts, replace(data, retold=how.retold))

@@ -136,7 +136,7 @@ def test_decoder_reads_a_response_without_time_as_the_row_has_it() -> None:
     def recall(words: Sequence[str], is_certain: bool) -> Hypothesis:
         return Hypothesis(words, words, has_time=False)
 
-    said = "a latte please with milk".split()
+    said = ["a", "latte", "please", "with", "milk"]
     chunks = order_chunks(said, 1.0, 2.0)
     rounds = retold_rounds(chunks, MARKS, WHOLE, recall=recall)
     words = SpokenOrdersData(whole_menu=True, retold=True, wide_tokens=True).words

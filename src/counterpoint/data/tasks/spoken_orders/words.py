@@ -11,7 +11,7 @@ from counterpoint.data.tasks.recognised import in_known_words
 from counterpoint.data.tasks.spoken_orders.menu import JOINTS, SMALL, Menu
 from counterpoint.data.tasks.spoken_orders.rounds import ORDERED, answer_to, written_call
 from counterpoint.data.tasks.spoken_tools import CORRECTIONS, ENDINGS, OPENINGS
-from counterpoint.data.tasks.tool_world import ORDER, SLOTS
+from counterpoint.data.tasks.tool_world import SLOTS
 from counterpoint.digests import json_digest
 from counterpoint.streams.rounds import CANCEL, Marks
 
@@ -92,8 +92,8 @@ def said_words(menu: Menu) -> list[str]:
 
 def _wide(menu: Menu) -> list[str]:
     """Return what all calls and responses have in common, where values stand between it."""
-    empty = ({"name": ORDER, "arguments": {}}, {"ordered": {}})
-    begun = [json.dumps(one).rstrip("}") for one in empty]
+    begun = [written_call({}, Marks(call="", call_end="")), json.dumps({"ordered": {}})]
+    begun = [text.rstrip("}") for text in begun]
     slots = [f'{before}"{slot}": "' for slot in menu.slots for before in ('", ', "")]
     return [*begun, *slots, '"}}']
 
