@@ -296,18 +296,25 @@ def recall_runs(arguments: argparse.Namespace, form: str) -> dict[str, list[Run]
 
 
 def bench_recall(arguments: argparse.Namespace, results: dict[str, Any], stop: float) -> None:
-    """Train all forms and arms, each for an equal share of the seconds that are left."""
+    """Train all forms and arms, each for an equal share of the seconds that are left.
+
+    Arms of which one was cut off before its last step are not compared.
+    """
     runs = {form: recall_runs(arguments, form) for form in arguments.forms}
     left = sum(map(len, runs.values()))
     for form, arms in runs.items():
         scores: dict[str, list[dict[str, float]]] = {}
+        is_cut = False
         for arm, own in arms.items():
             deadline = time.time() + (stop - time.time()) / left - 1
             left -= 1
             lanes = train_task_lanes(own, arguments.folder, arguments.device, 300, deadline)
+            is_cut |= any(lane["steps"] < own[0].train.num_steps for lane in lanes)
             scores[arm] = [lane["scores"][-1][1] for lane in lanes]
             results[f"recall {form} {arm}"] = {"scores": scores[arm], "lanes": lanes}
             write(results, arguments.out)
+        if is_cut:  # then FLOPs are not equal
+            continue
         results[f"recall {form} less plain"] = {
             kind: paired(
                 [one[kind] for one in scores["all"]], [one[kind] for one in scores["plain"]]

@@ -1,19 +1,22 @@
 """Spoken orders by ear: what is left of calls while listening when a recogniser hears the orders?
 
 Protocols: docs/results/spoken_orders_ear_declared.json; for models that hear a chunk every second
-spoken_orders_sooner_declared.json, for the whole menu spoken_orders_menu_declared.json, and for
-words that are told again spoken_orders_retold_declared.json. Every model hears the same orders
-through Whisper tiny.en, which was told nothing or what orders are like. What is recognised and what
-a folder gave are kept beside ``--out``. Models are runs of `shanks_tools_small`, with
-``--whole-menu`` of `shanks_menu_small`; those that call after listening are the same recipe with
-`--data.chunk-s 60`, and those that call sooner with 1. Models that are told all words again are
-runs of `shanks_retold_small`.
+spoken_orders_sooner_declared.json, for the whole menu spoken_orders_menu_declared.json, for words
+that are told again spoken_orders_retold_declared.json and spoken_orders_wide_declared.json. Every
+model hears the same orders through Whisper tiny.en, which was told nothing or what orders are like.
+What is recognised and what a folder gave are kept beside ``--out``. Models are runs of
+`shanks_tools_small`, with ``--whole-menu`` of `shanks_menu_small`; those that call after listening
+are the same recipe with `--data.chunk-s 60`, and those that call sooner with 1. Models that are
+told all words again are runs of `shanks_retold_small`.
 
     python benchmarks/orders_by_ear.py --listening runs/tools-0 runs/tools-1 \
         --after runs/after-0 runs/after-1 --freely-listening runs/free-0 runs/free-1 \
         --freely-after runs/free-after-0 runs/free-after-1 --data ../data/speech --out out.json
     python benchmarks/orders_by_ear.py --first 300 --ears example --freely-sooner runs/sooner-0 \
         --freely-listening runs/free-0 --data ../data/speech --out out.json
+    python benchmarks/orders_by_ear.py --whole-menu --first 300 --ears example --beam 5 \
+        --retold-wide runs/retold-0 --freely-listening runs/menu-0 --data ../data/speech \
+        --out out.json
 """
 
 import argparse
@@ -73,9 +76,10 @@ ARMS = {
     "freely, after": Told(60.0),
     "freely, sooner": Told(1.0),
     "retold": Told(1.0, retold=True),
+    "retold, wide": Told(1.0, retold=True),
 }
 FAST = 80.0
-"""Tokens a second of models that write fast, as the retold ones do."""
+"""Tokens a second of models that write fast, as retold ones without wide tokens do."""
 EARS = ("plain", "example")
 SEEN = 8  # recordings of people that were looked at before
 SMALL = SpokenOrdersData()
@@ -147,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "voices": {name: beside_voice(sounds[name.split(",")[0]], found[name]) for name in found},
         "rules": found_by_rules,
         "floors": {name: floors(orders) for name, orders in sounds.items()},
+        "beam": beam,
         "numbers": {name: len(orders) for name, orders in sounds.items()},
     }
     finish(QUESTION, result, str(options["out"]))
@@ -157,8 +162,15 @@ def check(options: Mapping[str, Any], data: SpokenOrdersData) -> None:
     for arm, how in ARMS.items():
         for folder in options[arm]:
             own = opened(folder)[1]
-            if (own.whole_menu, own.chunk_s, own.retold) != (data.whole_menu, *how):
-                raise SystemExit(f"{folder} must have the menu and the chunks of its option.")
+            is_wide = arm.endswith("wide")
+            if (own.whole_menu, own.wide_tokens, own.chunk_s, own.retold) != (
+                data.whole_menu,
+                is_wide,
+                *how,
+            ):
+                raise SystemExit(
+                    f"{folder} must have the menu, the chunks and the tokens of its option."
+                )
 
 
 def sounding(
@@ -263,7 +275,7 @@ def heard_by_rules(
 ) -> dict[str, list[float]]:
     """Return what comes of orders if rules call at once and take back what has changed."""
     how = ARMS["retold"]
-    own = replace(data, chunk_s=how.chunk_s, retold=True, tokens_per_s=FAST)
+    own = replace(data, chunk_s=how.chunk_s, retold=True, wide_tokens=True)
     return served_by(lambda: RetoldRules(own), orders, told, own)
 
 
@@ -369,9 +381,11 @@ def pairs(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     ]
     for ear in EARS:
         wanted += [
-            (f"{ear}, retold", f"{ear}, freely, {other}")
+            (f"{ear}, {retold}", f"{ear}, freely, {other}")
+            for retold in ("retold", "retold, wide")
             for other in ("listening, fast", "listening", "after")
         ]
+        wanted.append((f"{ear}, retold, wide", f"{ear}, retold"))
         wanted.append((f"{ear}, freely, listening", f"{ear}, listening"))
         wanted.append((f"{ear}, freely, sooner", f"{ear}, freely, listening"))
         wanted.append((f"{ear}, freely, sooner", f"{ear}, freely, after"))

@@ -43,6 +43,7 @@ class FakeWhisper:
         self.model = self
         self.hf_tokenizer = None
         self.asked: list[tuple[list[int], int]] = []
+        self.beam = 0
 
     def feature_extractor(self, samples: Any) -> Any:
         return np.zeros((80, 3000), np.float32)
@@ -52,6 +53,7 @@ class FakeWhisper:
 
     def generate(self, encoded: Any, starts: list[list[int]], **options: Any) -> Any:
         self.asked.append((starts[0], options["max_length"]))
+        self.beam = options["beam_size"]
         ids = list(map(ord, self.said))
         return [SimpleNamespace(sequences_ids=[ids], scores=[-0.1], no_speech_prob=0.0)]
 
@@ -91,6 +93,14 @@ def test_an_example_is_read_as_what_was_said_before_and_takes_no_room() -> None:
     ear(SOUND)
     before = [BEFORE, *map(ord, " A mocha.")]
     assert asked(ear) == ([*before, *start], most + len(before))
+
+
+@pytest.mark.usefixtures("replaced")
+def test_beam_is_what_whisper_follows() -> None:
+    ears: list[Any] = [PartialTranscriber(), PartialTranscriber(beam=5)]
+    for ear in ears:
+        ear(SOUND)
+    assert [ear._model.beam for ear in ears] == [1, 5]
 
 
 @pytest.mark.usefixtures("replaced")

@@ -25,7 +25,7 @@ from counterpoint.speech.ears import ChunkEar
 from counterpoint.speech.partials import PartialTranscriber
 from counterpoint.streams.timeline import Timeline
 
-_BEAM = 5  # what is misheard is called, so it may take a third more time
+_BEAM = 5  # misses fewer words than greedy decoding, which live captions have
 _NOTE = (
     "The user is on the right; the agent writes, so its channel is silent. A chunk is used when "
     "its last sample has been heard, and the model then writes so many tokens a second as the "

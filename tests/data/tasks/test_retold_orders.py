@@ -192,13 +192,14 @@ def test_orders_that_are_said_freely_are_called_in_the_end_as_they_were_meant() 
     data = SpokenOrdersData(
         chunk_s=1.0, whole_menu=True, retold=True, tokens_per_s=80.0, freely=1.0
     )
-    num_right = num_orders = num_calls = 0
+    num_right = num_orders = num_calls = num_unread = 0
     for number in range(150):
         request = data.request(number)
         rounds = data.rounds(number)
         assert rounds == data.rounds(number)
         for text in (text for one in rounds for text in one.values()):
             assert 1 not in data.words.encode(text)
+        num_unread += sum(one.keys() == {RESPONSE, MARK} for one in rounds)
         calls = calls_in(rounds)
         thoughts = "".join(one.get(THOUGHT, "") for one in rounds)
         assert thoughts.count(CANCEL) == max(len(calls) - 1, 0)
@@ -211,6 +212,7 @@ def test_orders_that_are_said_freely_are_called_in_the_end_as_they_were_meant() 
         num_right += calls[-1] == request.calls[0].arguments
     assert num_right > 0.97 * num_orders
     assert 1.3 < num_calls / num_orders < 2.5
+    assert 0.01 < num_unread / num_calls < 0.08
 
 
 @pytest.mark.parametrize("late", [0, 1, 2])

@@ -73,6 +73,16 @@ def test_words_with_other_marks_are_others(kind: type[OrderWords] | type[Words])
     assert kind(Marks()).identity == kind().identity
 
 
+@pytest.mark.parametrize("retold", [False, True])
+def test_system_needs_no_more_ids_than_there_are_wide_tokens(retold: bool) -> None:
+    data = replace(DATA, wide_tokens=True, retold=retold)
+    assert len(data.words) < len(WORDS)
+    config = ShanksConfig(tower=tiny_models.tower(8, 1, 1, 512), vocab_size=len(data.words))
+    assert data.prepare(Shanks(config)).batches(1, 0).batch(0).size
+    with pytest.raises(UserError, match=f"at least {len(data.words)} ids"):
+        data.prepare(Shanks(replace(config, vocab_size=len(data.words) - 1)))
+
+
 @pytest.mark.parametrize("menu", [SMALL, WHOLE])
 def test_wide_tokens_shorten_calls_and_change_no_text(menu: Menu) -> None:
     narrow, wide = OrderWords(MARKS, menu), OrderWords(MARKS, menu, wide=True)

@@ -36,7 +36,7 @@ _DECIDE_NOTHING = {"a", "of"}
 _MISHEARD_SHARE = 0.12  # of those that decide something, each time that they are told
 _HALF_SHARE = 0.15  # of the last words so far
 _OTHER_SHARE = 0.4  # of the misheard ones are taken for words that decide nothing
-_CUT_SHARE = 0.05  # of the thoughts are closed in their notes, and as many after their call
+_CUT_SHARE = 0.05  # chance that a thought is closed in its notes, and that it is after its call
 
 
 def freely_said(request: ToolRequest, rng: Random) -> list[str]:

@@ -12,7 +12,7 @@ In words, cut after "dark roast latte":
 
 The response of a tool may also come late, as `ClockedDecoder` reads it then: the thought that
 called it is closed without the model, and the response stands before a later chunk, or after the
-last thought. The rounds assume that every thought has the time of a whole chunk.
+last thought. `order_rounds` assumes that every thought has the time of a whole chunk.
 The one before the last chunk may have less: 0.6 % of all thoughts (about 2 % with the whole menu)
 are longer than that allows, and `ClockedDecoder` would cut them, but for a call that has begun.
 
@@ -166,7 +166,7 @@ class WrittenRounds:
             thought: What is thought before.
             arguments: Arguments of the call.
             has_time: Whether there is time to think about a response that comes at once; if not,
-                the next thought begins with it.
+                the next thought begins with it. The last thought always has time.
         """
         thought += written_call(arguments, self._marks)
         ordered = json.dumps({"ordered": arguments})

@@ -89,7 +89,7 @@ class SpokenOrdersData:
         wide_tokens: Whether what all calls have in common is few tokens, so that a call of the
             whole menu has up to 30 in place of 61; see `OrderWords`.
         tokens_per_s: Tokens that a model writes in a second. It changes no row; a chunk must have
-            time for notes and a call.
+            time for notes and a call, of which the decoder cuts what is longer.
         row_ticks: Number of ticks of a row.
         num_rows: Number of rows to learn from.
         num_held_out: Number of held-out rows of one order each.
@@ -161,7 +161,7 @@ class SpokenOrdersData:
         return (
             len(layout.predicted) == 1
             and hears_words
-            and written_stream(layout).sizes[0] >= len(OrderWords())
+            and written_stream(layout).sizes[0] >= len(OrderWords(wide=True))
         )
 
     def num_ticks(self, layout: Layout) -> int:
@@ -284,6 +284,8 @@ class PreparedOrders:
             if not options[name]:  # so runs from before there was one can be continued
                 del options[name]
         facts = {"first": self.data.rounds(0), "data": options}
+        if self.data.retold:
+            facts["version"] = 2  # responses that there is no time for
         return {"orders": {"train": json_digest(facts)}}
 
     def told(self, number: int, *, held_out: bool = False) -> Told:

@@ -29,7 +29,8 @@ class OrderWords:
         menu: What can be ordered.
         cancels: Whether calls are taken back.
         wide: Whether what all calls have in common is one piece each: their beginning, their end,
-            and a slot with its quotes. Then only the values of a call are pieces of their own.
+            and a slot with its quotes. Then only the values of a call are pieces of their own, and
+            a tool's name or a slot in quotes that stands elsewhere is unknown.
     """
 
     def __init__(
