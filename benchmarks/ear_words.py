@@ -91,13 +91,16 @@ class SpokenProblem(NamedTuple):
     passes: tuple[Pass, ...]
 
 
-def spoken_problems(number: int, path: Path, every_s: float) -> list[SpokenProblem]:
+def spoken_problems(
+    number: int, path: Path, every_s: float, ear: PartialTranscriber
+) -> list[SpokenProblem]:
     """Return held-out problems as they are spoken and recognised; only what is missing is made.
 
     Args:
         number: Number of problems.
         path: File in which they are kept.
         every_s: Seconds from one pass to the next.
+        ear: What recognises them.
     """
     data = SpokenMathsData()
     kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
@@ -106,7 +109,7 @@ def spoken_problems(number: int, path: Path, every_s: float) -> list[SpokenProbl
         own = kept.setdefault(str(place), {})
         if own and all(str(at_s) in own["passes"] for at_s in pass_times(own["end_s"], every_s)):
             continue
-        engines = engines or [Synthesizer(), PartialTranscriber()]
+        engines = engines or [Synthesizer()]
         problem = data.heard(place, held_out=True).problem
         audio, heard = spoken_by(problem, engines[0], Voice(formant=1.0), PARTIALS_HZ)
         own["times"] = [(word.text, word.start_s, word.end_s) for word in heard.words]
@@ -114,7 +117,7 @@ def spoken_problems(number: int, path: Path, every_s: float) -> list[SpokenProbl
         passes = own.setdefault("passes", {})
         for at_s in pass_times(heard.end_s, every_s):
             if str(at_s) not in passes:
-                passes[str(at_s)] = recognised(engines[1], audio, at_s)
+                passes[str(at_s)] = recognised(ear, audio, at_s)
         path.write_text(json.dumps(kept))
         print(f"recognised {place + 1} of {number}", flush=True)
     return [_read(data, place, kept[str(place)], every_s) for place in range(number)]

@@ -35,7 +35,7 @@ from ear_words import (
 )
 from record import finish, resumed
 
-from counterpoint.data.tasks.spoken_maths.hearing import Heard, spoken_ticks
+from counterpoint.data.tasks.spoken_maths.hearing import Heard, as_text, spoken_ticks
 from counterpoint.data.tasks.spoken_maths.numbers import NUMBER_WORDS
 from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
 from counterpoint.data.tasks.spoken_maths.thoughts import WRONG
@@ -48,7 +48,7 @@ from counterpoint.runtime.cascade.sum_judge import SumJudge
 from counterpoint.runtime.cascade.thinking import Scene
 from counterpoint.runtime.heard_words import Waiting
 from counterpoint.runtime.load import load
-from counterpoint.speech.partials import ScoredWord
+from counterpoint.speech.partials import PartialTranscriber, ScoredWord
 from counterpoint.speech.spoken_words import SpokenWord
 from counterpoint.streams.timeline import Event, Timeline
 from counterpoint.systems.contract import System
@@ -268,18 +268,25 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--problems", type=int, default=150)
     parser.add_argument("--every", type=float, default=2.0, help="seconds between two passes")
+    parser.add_argument("--beam", type=int, default=1, help="texts that the recogniser follows")
+    parser.add_argument("--example", action="store_true", help="give it problems to learn from")
     parser.add_argument("--words", type=Path, default=None, help="file of what is recognised")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/shanks_by_ear.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     kept = options.words or options.out.with_suffix(".words.json")
-    problems = spoken_problems(options.problems, kept, options.every)
+    learned = [SpokenMathsData().heard(number).problem for number in range(3)]
+    example = as_text(learned) if options.example else ""
+    ear = PartialTranscriber(example, beam=options.beam)
+    problems = spoken_problems(options.problems, kept, options.every, ear)
     said = [word for one in problems for word in one.heard.problem.words]
     known = [word.text for one in problems for word in told_in(one, RULES[0])]
     sums = [judged_by_sums(one) for one in problems]
     found: dict[str, Any] = {
         "problems": len(problems),
         "every_s": options.every,
+        "beam": options.beam,
+        "example": example,
         "word_errors": count_word_errors(said, known) / len(said),
         "judge of sums": numbers(sums) | {"rows": sums},
         "models": [],

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from counterpoint.cli.main import main as counterpoint
 from counterpoint.config_json import encode
+from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
 from counterpoint.data.tasks.spoken_orders.source import SpokenOrdersData
 from counterpoint.evaluate.report.answer import answer_files
 from counterpoint.recipes.shanks_small import shanks_small
@@ -179,7 +180,8 @@ def test_a_model_of_words_hears_a_recogniser(tmp_path: Path) -> None:
     assert talk(problems, "six.wav", "--threshold", "0") == 0
     orders_like, problems_like = Scripted.examples
     assert orders_like == SpokenOrdersData().heard_words().example
-    assert not problems_like
+    said = " ".join(SpokenMathsData().heard(0).problem.words)
+    assert problems_like.lower().startswith(f"{said}. ")
 
 
 class CallsAtOnce:

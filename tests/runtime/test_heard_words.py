@@ -274,8 +274,10 @@ def test_models_of_words_get_a_recogniser_with_their_chunks() -> None:
     assert in_orders("sugar") == []
     whole = SpokenOrdersData(whole_menu=True).heard_words().in_own_words
     assert whole("sugar") == ["sugar"]
-    no_example, orders, _ = recognisers
-    assert not no_example
+    maths, orders, _ = recognisers
+    said = SpokenMathsData().heard(0).problem.words
+    assert maths.lower().startswith(f"{' '.join(said)}. ")
+    assert maths.count(".") == 3
     first = SpokenOrdersData().request(0).text
     assert orders.lower().startswith(f"{first}. ")
 

@@ -110,6 +110,11 @@ class Heard(NamedTuple):
         return times
 
 
+def as_text(problems: Sequence[Problem]) -> str:
+    """Return problems as a text, each with a capital letter and a full stop."""
+    return " ".join(f"{' '.join(problem.words).capitalize()}." for problem in problems)
+
+
 def at_rate(
     problem: Problem,
     words_per_s: float,

@@ -29,6 +29,7 @@ from counterpoint.data.tasks.spoken_maths.bank import (
 from counterpoint.data.tasks.spoken_maths.hearing import (
     Chunk,
     Heard,
+    as_text,
     at_rate,
     chunks,
     misheard,
@@ -119,8 +120,7 @@ class SpokenMathsData:
             )
         if self.bank and (self.misheard or self.held_back):
             raise UserError(
-                "Only words are misheard or held back: leave out `misheard` and `held_back`, or "
-                "the bank."
+                "Only words are misheard or held back: leave `misheard`, `held_back` or `bank` out."
             )
         if self.held_back < 0 or (self.held_back and self.arrangement == "parallel"):
             raise UserError(
@@ -158,8 +158,8 @@ class SpokenMathsData:
     def ear(self, layout: Layout, by_words: WordEar) -> ChunkEar:
         """Return what a model hears of a recording, in chunks as in training.
 
-        A recogniser keeps back at least one word of a chunk, also for a model that has always heard
-        all of them.
+        A recogniser keeps back at least one word of a chunk, also for models that heard all of them
+        in training, and is given problems to learn from as an example.
 
         Args:
             layout: Streams of the model.
@@ -170,12 +170,14 @@ class SpokenMathsData:
         """
         if self.arrangement == "parallel":
             raise UserError(
-                "A model that hears a recording must think in chunks: this one thinks in parallel. "
-                "Take a run of `counterpoint train shanks_small` or `shanks_small_sound`."
+                "A model that hears a recording must think in chunks, not in parallel. Take a run "
+                "of `counterpoint train shanks_small` or `shanks_small_sound`."
             )
         heard = next(iter(layout.by_role(Role.HEARD)), None)
         if heard is None or heard.is_discrete:
-            return by_words(HeardWords(self.chunk_s, in_problem_words, max(self.held_back, 1)))
+            like = as_text([self.heard(number).problem for number in range(3)])
+            own = HeardWords(self.chunk_s, in_problem_words, max(self.held_back, 1), like)
+            return by_words(own)
         if self.sound is None:
             raise UserError(
                 "A model that hears frames of sound must have learned from sound: its data are "
