@@ -2,7 +2,7 @@
 
 Protocol: docs/results/spoken_orders_declared.json. Every model hears the same held-out orders with
 three counters. What a folder gave is kept beside ``--out``; take another name after a new training.
-Models are runs of `shanks_tools_small`; those that call after listening are the same recipe with
+Models are runs of `shanks_tools_small`, `shanks_menu_small` or `shanks_retold_small`; those that call after listening are the same recipe with
 `--data.chunk-s 60`. The maker of the thoughts has the clock of the first run. By ear they are
 measured by `orders_by_ear.py`.
 
