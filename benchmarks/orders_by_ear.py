@@ -2,12 +2,14 @@
 
 Protocols: docs/results/spoken_orders_ear_declared.json; for models that hear a chunk every second
 spoken_orders_sooner_declared.json, for the whole menu spoken_orders_menu_declared.json, for words
-that are told again spoken_orders_retold_declared.json and spoken_orders_wide_declared.json. Every
-model hears the same orders through Whisper tiny.en, which was told nothing or what orders are like.
+that are told again spoken_orders_retold_declared.json and spoken_orders_wide_declared.json, and for
+models that listen again spoken_orders_checked_declared.json. Every model hears the same orders
+through Whisper tiny.en, which was told nothing or what orders are like.
 What is recognised and what a folder gave are kept beside ``--out``. Models are runs of
 `shanks_tools_small`, with ``--whole-menu`` of `shanks_menu_small`; those that call after listening
 are the same recipe with `--data.chunk-s 60`, and those that call sooner with 1. Models that are
-told all words again are runs of `shanks_retold_small`.
+told all words again are runs of `shanks_retold_small`, and those that listen again when the speech
+is over of `shanks_checked_small`.
 
     python benchmarks/orders_by_ear.py --listening runs/tools-0 runs/tools-1 \
         --after runs/after-0 runs/after-1 --freely-listening runs/free-0 runs/free-1 \
@@ -16,6 +18,10 @@ told all words again are runs of `shanks_retold_small`.
         --freely-listening runs/free-0 --data ../data/speech --out out.json
     python benchmarks/orders_by_ear.py --whole-menu --first 300 --ears example --beam 5 \
         --retold-wide runs/retold-0 --freely-listening runs/menu-0 --data ../data/speech \
+        --out out.json
+    python benchmarks/orders_by_ear.py --whole-menu --first 400 --orders 200 --ears example \
+        --beam 5 --checked runs/checked-0 --checked-once runs/checked-0 \
+        --checked-after runs/checked-0 --retold-wide runs/retold-0 --data ../data/speech \
         --out out.json
 """
 
@@ -47,7 +53,7 @@ from counterpoint.progress import Progress
 from counterpoint.runtime.cascade.ear import EAR_HZ
 from counterpoint.runtime.clocked import Part, Proposal, Thinker
 from counterpoint.runtime.heard_words import ChunkedWords, recognised_by
-from counterpoint.runtime.thinker import SystemThinker
+from counterpoint.runtime.listening import thinker_of
 from counterpoint.speech.audio import read_audio
 from counterpoint.speech.ears import HeardChunk, HeardWords
 from counterpoint.speech.partials import PartialTranscriber
@@ -68,18 +74,39 @@ class Told(NamedTuple):
         return f"{self.chunk_s:g} s" + ", retold" * self.retold
 
 
-ARMS = {
-    "listening": Told(2.0),
-    "after": Told(60.0),
-    "freely, listening": Told(2.0),
-    "freely, listening, fast": Told(2.0),
-    "freely, after": Told(60.0),
-    "freely, sooner": Told(1.0),
-    "retold": Told(1.0, retold=True),
-    "retold, wide": Told(1.0, retold=True),
-}
+class Arm(NamedTuple):
+    """Models of one kind, and how they hear.
+
+    Attributes:
+        told: How words are told to them.
+        is_wide: Whether what all of their calls have in common is few tokens.
+        tokens_per_s: Tokens a second that they write, if not those of training.
+        hears: Whether they hear "as trained", "once" although they could listen "again", or only
+            the last telling, "after" listening.
+    """
+
+    told: Told
+    is_wide: bool = False
+    tokens_per_s: float | None = None
+    hears: str = "as trained"
+
+
+RETOLD = Told(1.0, retold=True)
 FAST = 80.0
 """Tokens a second of models that write fast, as retold ones without wide tokens do."""
+ARMS = {
+    "listening": Arm(Told(2.0)),
+    "after": Arm(Told(60.0)),
+    "freely, listening": Arm(Told(2.0)),
+    "freely, listening, fast": Arm(Told(2.0), tokens_per_s=FAST),
+    "freely, after": Arm(Told(60.0)),
+    "freely, sooner": Arm(Told(1.0)),
+    "retold": Arm(RETOLD),
+    "retold, wide": Arm(RETOLD, is_wide=True),
+    "checked": Arm(RETOLD, is_wide=True),
+    "checked, once": Arm(RETOLD, is_wide=True, hears="once"),
+    "checked, after": Arm(RETOLD, is_wide=True, hears="after"),
+}
 EARS = ("plain", "example")
 SEEN = 8  # recordings of people that were looked at before
 SMALL = SpokenOrdersData()
@@ -96,7 +123,7 @@ def read_options(argv: Sequence[str] | None) -> dict[str, Any]:
     """Return the options of the command line, by their names."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for arm in ARMS:
-        option = f"--{arm.replace(', ', '-').replace(' ', '-')}"
+        option = f"--{arm.replace(', ', '-')}"
         parser.add_argument(option, nargs="*", type=Path, default=[], dest=arm)
     parser.add_argument("--first", type=int, default=200, help="number of the first order")
     parser.add_argument("--orders", type=int, default=100)
@@ -115,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     first = options["first"]
     beam = options["beam"]
-    ways = sorted({how for arm, how in ARMS.items() if options[arm]})
+    ways = sorted({how.told for arm, how in ARMS.items() if options[arm]})
     check(options, data)
     sounds = sounding(range(first, first + options["orders"]), data, options["data"])
     kept = options["out"].with_suffix(".heard.json")
@@ -134,16 +161,16 @@ def main(argv: Sequence[str] | None = None) -> None:
                 key: rules(orders, parts, replace(data, retold=how.retold))
                 for (key, how), parts in zip(items.items(), told, strict=True)
             }
-            for arm in ARMS:
-                fast = FAST if arm.endswith("fast") else None
-                work = partial(heard, orders=orders, chunks=chunks, tokens_per_s=fast)
-                mark = ", fast" if fast else ""
+            for arm, kind in ARMS.items():
+                work = partial(heard, orders=orders, chunks=chunks, arm=kind)
+                mark = ", fast" if kind.tokens_per_s else ""
+                mark += "" if kind.hears == "as trained" else f", {kind.hears}"
                 items = {f"{folder}, {name}{mark}": folder for folder in options[arm]}
                 rows = resumed(work, items, options["out"].with_suffix(".rows.json"))
                 if rows:
                     found[f"{sound}, {ear}, {arm}"] = {k: [row[k] for row in rows] for k in rows[0]}
-            if ARMS["retold"] in chunks:
-                row = heard_by_rules(orders, chunks[ARMS["retold"]], data)
+            if RETOLD in chunks:
+                row = heard_by_rules(orders, chunks[RETOLD], data)
                 found[f"{sound}, {ear}, rules, retold"] = {k: [row[k]] for k in row}
     result = {
         "summary": {name: summarised(rows) for name, rows in found.items()},
@@ -159,17 +186,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def check(options: Mapping[str, Any], data: SpokenOrdersData) -> None:
     """Refuse models that are given for an arm of others."""
-    for arm, how in ARMS.items():
+    for arm, kind in ARMS.items():
         for folder in options[arm]:
             own = opened(folder)[1]
-            is_wide = arm.endswith("wide")
-            if (own.whole_menu, own.wide_tokens, own.chunk_s, own.retold) != (
+            can_check = arm.startswith("checked")
+            if (own.whole_menu, own.wide_tokens, own.at_once > 0, own.chunk_s, own.retold) != (
                 data.whole_menu,
-                is_wide,
-                *how,
+                kind.is_wide,
+                can_check,
+                *kind.told,
             ):
                 raise SystemExit(
-                    f"{folder} must have the menu, the chunks and the tokens of its option."
+                    f"{folder} must have the menu, the chunks and the tokens of its option, and "
+                    "listen again for `--checked` alone."
                 )
 
 
@@ -260,22 +289,31 @@ def heard(
     folder: Path,
     orders: Sequence[Order],
     chunks: Mapping[Told, Sequence[Sequence[Sequence[Any]]]],
-    tokens_per_s: float | None = None,
+    arm: Arm,
 ) -> dict[str, list[float]]:
     """Return what came of every order, as numbers."""
     system, data = opened(folder)
-    if tokens_per_s:
-        data = replace(data, tokens_per_s=tokens_per_s)
-    told = chunks[Told(data.chunk_s, data.retold)]
-    return served_by(lambda: SystemThinker(system, data.words, data.marks), orders, told, data)
+    own = replace(data, tokens_per_s=arm.tokens_per_s or data.tokens_per_s)
+    told = chunks[arm.told]
+    if arm.hears == "once":
+        own = replace(own, at_once=0.0)
+    elif arm.hears == "after":
+        told = [at_the_end(one) for one in told]
+    return served_by(lambda: thinker_of(system, own), orders, told, own)
+
+
+def at_the_end(told: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Return the last telling of an order as its only chunk."""
+    chunks = [HeardChunk(*one) for one in told]
+    texts = [one.content for one in chunks if one.content]
+    return [[0.0, chunks[-1].end_s, texts[-1] if texts else "", ""]]
 
 
 def heard_by_rules(
     orders: Sequence[Order], told: Sequence[Sequence[Sequence[Any]]], data: SpokenOrdersData
 ) -> dict[str, list[float]]:
     """Return what comes of orders if rules call at once and take back what has changed."""
-    how = ARMS["retold"]
-    own = replace(data, chunk_s=how.chunk_s, retold=True, wide_tokens=True)
+    own = replace(data, chunk_s=RETOLD.chunk_s, retold=True, wide_tokens=True)
     return served_by(lambda: RetoldRules(own), orders, told, own)
 
 
@@ -386,6 +424,10 @@ def pairs(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
             for other in ("listening, fast", "listening", "after")
         ]
         wanted.append((f"{ear}, retold, wide", f"{ear}, retold"))
+        wanted += [
+            (f"{ear}, checked", f"{ear}, {other}")
+            for other in ("checked, after", "checked, once", "retold, wide", "freely, after")
+        ]
         wanted.append((f"{ear}, freely, listening", f"{ear}, listening"))
         wanted.append((f"{ear}, freely, sooner", f"{ear}, freely, listening"))
         wanted.append((f"{ear}, freely, sooner", f"{ear}, freely, after"))

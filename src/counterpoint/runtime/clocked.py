@@ -111,6 +111,8 @@ class ClockConfig:
             the decisions under every threshold.
         patience_s: Seconds after the end of the speech for which responses of tools are awaited,
             whenever their calls were made and however many there are.
+        last_tokens: Largest number of tokens of the thought after the speech; ``None`` for that of
+            the thought about one chunk.
         marks: Texts that structure the sequence.
     """
 
@@ -119,15 +121,14 @@ class ClockConfig:
     answer_tokens: int = 200
     threshold: float | None = None
     patience_s: float = 10.0
+    last_tokens: int | None = None
     marks: Marks = field(default_factory=Marks)
 
     def __post_init__(self) -> None:
-        needed = (self.chunk_s, self.tokens_per_s, self.answer_tokens)
-        if not all(0 < number < math.inf for number in needed):
-            raise UserError(
-                "`chunk_s`, `tokens_per_s` and `answer_tokens` must be positive and finite: got "
-                f"{self.chunk_s}, {self.tokens_per_s} and {self.answer_tokens}."
-            )
+        for name in ("chunk_s", "tokens_per_s", "answer_tokens", "last_tokens"):
+            number = getattr(self, name)
+            if number is not None and not 0 < number < math.inf:
+                raise UserError(f"`{name}` must be positive and finite: got {number}.")
         if self.budget < 1:
             raise UserError(
                 "`chunk_s` times `tokens_per_s` must be at least 1, the shortest thought: got "
@@ -290,8 +291,9 @@ class ClockedDecoder:
         num_tokens = 0
         chances: list[float | None] = []
         closed: Closed | None = None
+        budget = (last and self.config.last_tokens) or self.config.budget
         while closed is None:
-            if num_tokens == self.config.budget:
+            if num_tokens == budget:
                 closed = "budget"
             elif not (last or self._acts_now(text)) and clock.now() > until_s - _CLOSE_ENOUGH_S:
                 closed = "clock"

@@ -6,7 +6,7 @@ those of training. Sound may come in pieces of any length. The speech ends with 
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,7 +15,8 @@ from counterpoint.data.tools import Tool
 from counterpoint.runtime.cascade.calls import Calls
 from counterpoint.runtime.cascade.clocked_calls import ClockedCalls
 from counterpoint.runtime.cascade.lanes import TimedLane
-from counterpoint.runtime.clocked import AGENT, ClockConfig, ClockedDecoder, Part
+from counterpoint.runtime.checked import CheckedThinker
+from counterpoint.runtime.clocked import AGENT, ClockConfig, ClockedDecoder, Part, Thinker
 from counterpoint.runtime.clocks import SimulatedClock
 from counterpoint.runtime.thinker import SystemThinker, Vocabulary
 from counterpoint.speech.ears import ChunkEar, WordEar
@@ -74,6 +75,38 @@ class CallingData(ThoughtData, Protocol):
         """Return the tools that a model may call."""
 
 
+@runtime_checkable
+class CheckingData(ThoughtData, Protocol):
+    """The same of models that may listen again when the speech is over."""
+
+    @property
+    def at_once(self) -> float:
+        """Share of training in which all words were heard at once; 0 if a model cannot."""
+
+    @property
+    def retold(self) -> bool:
+        """Whether each chunk tells all words so far."""
+
+
+def thinker_of(system: System, data: ClockedData) -> Thinker:
+    """Return a new session of a model; it listens again if the model learned that.
+
+    Args:
+        system: A system that was trained on the data, in evaluation mode.
+        data: The data.
+    """
+    listening = SystemThinker(system, data.words, data.marks)
+    if not is_checking(data):
+        return listening
+    again = SystemThinker(system, data.words, data.marks)
+    return CheckedThinker(listening, again, data.marks, is_retold=data.retold)
+
+
+def is_checking(data: ClockedData) -> TypeGuard[CheckingData]:
+    """Return whether a model of some data listens again; see `counterpoint.runtime.checked`."""
+    return isinstance(data, CheckingData) and data.at_once > 0
+
+
 def clock_of(data: ClockedData, threshold: float | None = None) -> ClockConfig:
     """Return how a model of some data thinks against the clock.
 
@@ -81,13 +114,17 @@ def clock_of(data: ClockedData, threshold: float | None = None) -> ClockConfig:
         data: The data.
         threshold: See `ClockConfig.threshold`.
     """
-    return ClockConfig(
+    config = ClockConfig(
         chunk_s=data.chunk_s,
         tokens_per_s=data.tokens_per_s,
         answer_tokens=data.answer_tokens,
         threshold=threshold,
         marks=data.marks,
     )
+    if not is_checking(data):
+        return config
+    # What listens again thinks about the whole turn at once.
+    return replace(config, last_tokens=int(config.patience_s * config.tokens_per_s))
 
 
 def listen_to(
@@ -115,7 +152,7 @@ def listen_to(
     Raises:
         UserError: Samples are not valid.
     """
-    thinker = SystemThinker(system, data.words, data.marks)
+    thinker = thinker_of(system, data)
     config = clock_of(data, threshold)
     clock = SimulatedClock(config.tokens_per_s)
     tools = None

@@ -40,8 +40,7 @@ from counterpoint.runtime.cascade.clocked_calls import ClockedCalls
 from counterpoint.runtime.cascade.lanes import TimedLane
 from counterpoint.runtime.clocked import ClockedDecoder, Part, Proposal, Thinker
 from counterpoint.runtime.clocks import SimulatedClock
-from counterpoint.runtime.listening import clock_of
-from counterpoint.runtime.thinker import SystemThinker
+from counterpoint.runtime.listening import clock_of, thinker_of
 from counterpoint.streams.rounds import ANSWER, HEARD, THOUGHT
 from counterpoint.streams.timeline import Timeline
 from counterpoint.systems.contract import System
@@ -146,7 +145,7 @@ def serve(
         number: Number of the order.
         counter: How the counter behaves.
     """
-    return serve_by(SystemThinker(system, data.words, data.marks), data, number, counter)
+    return serve_by(thinker_of(system, data), data, number, counter)
 
 
 def serve_by(

@@ -10,11 +10,12 @@ class ClockedCalls:
     """Makes what a model calls while it listens, by the rules of `Calls`; these are `Tools`.
 
     What is no call of a tool is refused. A call that fails is made again with the same idempotency
-    key, one that takes too long or returns too much has failed, and equal calls are made once. A
-    tool that is not safe may be called only when the user has finished: before that its call is
-    refused, and the model may write it again in its last thought. A call that the model takes back
-    is undone as `Calls.retract` does it, if its tool can undo it. Every attempt is one of
-    `Calls.events`; `Calls.leave` ends what still runs when the conversation is over.
+    key, one that takes too long or returns too much has failed, and equal calls are made once; but
+    one that failed is tried anew if the model writes it again when the user has finished. A tool
+    that is not safe may be called only when the user has finished: before that its call is refused,
+    and the model may write it again in its last thought. A call that the model takes back is undone
+    as `Calls.retract` does it, if its tool can undo it. Every attempt is one of `Calls.events`;
+    `Calls.leave` ends what still runs when the conversation is over.
 
     Args:
         calls: The calls. Their lanes must go with the clock: `TimedLane` with a simulated one,
@@ -34,7 +35,7 @@ class ClockedCalls:
 
     def start(self, call: int, text: str, now_s: float) -> None:
         """Begin a call; see `Tools.start`."""
-        asked = self._calls.request(text, _TURN, now_s)
+        asked = self._calls.request(text, _TURN, now_s, again=self._is_over)
         if asked is None:
             why = self._calls.events[-1].payload["why"]
             self._refused.append(Response(call, why, ok=False))

@@ -56,6 +56,7 @@ from counterpoint.streams.spec import UNSET_ID, Layout, Role
 
 _EXAMPLES = 4  # with two, a recogniser heard no better than with none
 _LATEST = 2  # chunks by which a response is late at most
+_WHOLE_S = 3600.0  # of a chunk that holds all of an order
 _NEXT = 10**9  # from an order to the one that takes its place if its text is of the other side
 
 
@@ -86,6 +87,8 @@ class SpokenOrdersData:
             `counterpoint.data.tasks.spoken_orders.menu`.
         retold: Whether every chunk tells all words so far, and calls are taken back when the order
             changes; see `counterpoint.data.tasks.spoken_orders.retold`.
+        at_once: Share of the orders to learn from of which all is heard in one last chunk, as a
+            model hears them that listens again; see `counterpoint.runtime.checked`.
         wide_tokens: Whether what all calls have in common is few tokens, so that a call of the
             whole menu has up to 30 in place of 61; see `OrderWords`.
         tokens_per_s: Tokens that a model writes in a second. It changes no row; a chunk must have
@@ -104,6 +107,7 @@ class SpokenOrdersData:
     freely: float = 0.0
     whole_menu: bool = False
     retold: bool = False
+    at_once: float = 0.0
     wide_tokens: bool = False
     tokens_per_s: float = 40.0
     row_ticks: int = 512
@@ -120,7 +124,7 @@ class SpokenOrdersData:
             raise UserError(
                 f"`pace_spread` must be at least 0 and below 1: got {self.pace_spread}."
             )
-        for name in ("late", "freely"):
+        for name in ("late", "freely", "at_once"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"`{name}` must be from 0 to 1: got {getattr(self, name)}.")
 
@@ -194,14 +198,18 @@ class SpokenOrdersData:
         request = self.request(number, held_out=held_out)
         pace = self.pace(number, held_out=held_out)
         freely = Random(f"freely {self._seed(held_out=held_out)} {number}")
-        if held_out or freely.random() >= self.freely:
+        if held_out:
             return self.told_rounds(request.text.split(), pace)
+        is_whole = Random(f"at once {self.seed} {number}").random() < self.at_once
+        chunk_s = _WHOLE_S if is_whole else self.chunk_s
+        if freely.random() >= self.freely:
+            return self.told_rounds(request.text.split(), pace, chunk_s=chunk_s)
         ways = (freely_said(request, freely) for _ in count())
         said = next(words for words in ways if not _is_held_out(" ".join(filter(None, words))))
         pace = pace._replace(words_per_s=pace.words_per_s * freely.uniform(*PACES))
         if self.retold:
-            return self.told_rounds(said, pace, unsettled(freely, self.menu))
-        rounds = self.told_rounds(said, pace)
+            return self.told_rounds(said, pace, unsettled(freely, self.menu), chunk_s)
+        rounds = self.told_rounds(said, pace, chunk_s=chunk_s)
         return [
             one | {HEARD: spaced(words_heard(one[HEARD].split(), freely, self.menu))}
             if HEARD in one
@@ -210,7 +218,11 @@ class SpokenOrdersData:
         ]
 
     def told_rounds(
-        self, said: Sequence[str], pace: OrderPace, recall: Recognising = exactly
+        self,
+        said: Sequence[str],
+        pace: OrderPace,
+        recall: Recognising = exactly,
+        chunk_s: float | None = None,
     ) -> list[dict[str, str]]:
         """Return the rounds of words and silences at a pace.
 
@@ -218,11 +230,13 @@ class SpokenOrdersData:
             said: See `order_chunks`.
             pace: How fast they are said.
             recall: How words are recognised that are retold.
+            chunk_s: Seconds of a chunk, if they are not those of the data.
         """
+        own_s = chunk_s or self.chunk_s
         if self.retold:
-            chunks = order_chunks(said, pace.words_per_s, self.chunk_s)
+            chunks = order_chunks(said, pace.words_per_s, own_s)
             return retold_rounds(chunks, self.marks, self.menu, pace.late, recall)
-        return order_rounds(said, pace.words_per_s, self.chunk_s, self.marks, pace.late, self.menu)
+        return order_rounds(said, pace.words_per_s, own_s, self.marks, pace.late, self.menu)
 
     def pace(self, number: int, *, held_out: bool = False) -> OrderPace:
         """Return how fast an order is spoken, and how late the response to its call comes."""
@@ -280,7 +294,7 @@ class PreparedOrders:
         """Digest of the training data: of the options and the first order."""
         options = encode(self.data)
         del options["tokens_per_s"]
-        for name in ("whole_menu", "retold", "wide_tokens"):
+        for name in ("whole_menu", "retold", "wide_tokens", "at_once"):
             if not options[name]:  # so runs from before there was one can be continued
                 del options[name]
         facts = {"first": self.data.rounds(0), "data": options}

@@ -1,0 +1,23 @@
+"""SHANKS that calls while it listens, and listens again when the speech is over."""
+
+from dataclasses import replace
+from typing import cast
+
+from counterpoint.data.tasks.spoken_orders.source import SpokenOrdersData
+from counterpoint.recipes.shanks_retold_small import shanks_retold_small
+from counterpoint.train.config import FineTuneConfig
+from counterpoint.train.run import Run
+
+
+def shanks_checked_small() -> Run:
+    """Go on with a run of `shanks_retold_small`: learn to check an order that is over.
+
+    Half of the orders are heard at once, so that ``counterpoint talk --check`` can let the model
+    listen again; see `counterpoint.runtime.checked`. Begin with
+    ``--train.fine-tune.init-from runs/shanks_retold_small``.
+    """
+    run = shanks_retold_small()
+    data = replace(cast("SpokenOrdersData", run.data), at_once=0.5)
+    optimizer = replace(run.train.optimizer, lr=1e-3)
+    train = replace(run.train, num_steps=900, optimizer=optimizer, fine_tune=FineTuneConfig())
+    return replace(run, name="shanks_checked_small", data=data, train=train)
