@@ -33,6 +33,7 @@ from counterpoint.evaluate.duplex.spoken_orders import (
 from counterpoint.evaluate.statistics import Interval, bootstrap_difference, bootstrap_ratio
 from counterpoint.progress import Progress
 from counterpoint.recipes.cells import write_records
+from counterpoint.runtime.clocked import made_calls
 from counterpoint.runtime.load import load
 from counterpoint.systems.contract import System
 
@@ -132,7 +133,7 @@ def counted(served: Sequence[Served]) -> dict[str, list[float]]:
         "said": [one["said"].value for one in alone],
         "lead_s": [one["lead_s"].value if one["right"].value else -1e9 for one in alone],
         "corrected": [float(bool(one.request.stale)) for one in served],
-        "calls": [float(len(one.timeline.where(kind="call"))) for one in served],
+        "calls": [float(len(made_calls(one.timeline))) for one in served],
         "cancels": [float(len(one.timeline.where(kind="cancel"))) for one in served],
     }
 

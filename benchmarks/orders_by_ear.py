@@ -190,7 +190,7 @@ def check(options: Mapping[str, Any], data: SpokenOrdersData) -> None:
         for folder in options[arm]:
             own = opened(folder)[1]
             can_check = arm.startswith("checked")
-            if (own.whole_menu, own.wide_tokens, own.at_once > 0, own.chunk_s, own.retold) != (
+            if (own.whole_menu, own.wide_tokens, own.again > 0, own.chunk_s, own.retold) != (
                 data.whole_menu,
                 kind.is_wide,
                 can_check,
@@ -296,7 +296,7 @@ def heard(
     own = replace(data, tokens_per_s=arm.tokens_per_s or data.tokens_per_s)
     told = chunks[arm.told]
     if arm.hears == "once":
-        own = replace(own, at_once=0.0)
+        own = replace(own, again=0.0)
     elif arm.hears == "after":
         told = [at_the_end(one) for one in told]
     return served_by(lambda: thinker_of(system, own), orders, told, own)

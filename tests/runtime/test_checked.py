@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from counterpoint.data.tasks.spoken_orders.source import SpokenOrdersData
 from counterpoint.data.tasks.tool_world import ORDER, Faults, OrderWorld
 from counterpoint.errors import UserError
+from counterpoint.evaluate.report.thinking_page import event_text
 from counterpoint.runtime.cascade.calls import Calls
 from counterpoint.runtime.cascade.clocked_calls import ClockedCalls
 from counterpoint.runtime.cascade.lanes import TimedLane
 from counterpoint.runtime.checked import CheckedThinker
-from counterpoint.runtime.clocked import ClockConfig, ClockedDecoder
+from counterpoint.runtime.clocked import ClockConfig, ClockedDecoder, made_calls
 from counterpoint.runtime.clocks import SimulatedClock
 from counterpoint.streams.rounds import CANCEL, Marks
 from tests.runtime.test_clocked import Program, SlowTools, response
@@ -48,7 +48,7 @@ class Conversation:
         self.calls = Calls(self.world.tools(), lambda: TimedLane(clock.now))
         decoder = ClockedDecoder(thinker, config, clock, ClockedCalls(self.calls, clock))
         decoder.hear(" a latte", 0.0, 4.0)
-        decoder.hear(" please", 4.0, 8.0, last=True)
+        decoder.hear(" a latte please", 4.0, 8.0, last=True)
         self.timeline = decoder.timeline
 
     @property
@@ -61,7 +61,13 @@ class Conversation:
 
 def test_the_second_session_hears_all_words_at_once_and_answers() -> None:
     heard = Conversation(["a"], ["b"])
-    assert heard.first.context == ["heard  a latte", "[EOPA]", "a", "</think>", "heard  please"]
+    assert heard.first.context == [
+        "heard  a latte",
+        "[EOPA]",
+        "a",
+        "</think>",
+        "heard  a latte please",
+    ]
     assert heard.again.context == [
         "heard  a latte please", "[EOA]", "b", "</think>", "yes", "[STOP]",
     ]  # fmt: skip
@@ -71,7 +77,7 @@ def test_the_second_session_hears_all_words_at_once_and_answers() -> None:
 
 def test_the_newest_telling_that_is_not_empty_is_heard_again() -> None:
     first, again = Program(["</think>"], ["</think>"], [""]), Program(["</think>", "[STOP]"])
-    thinker = CheckedThinker(first, again, Marks(), is_retold=True)
+    thinker = CheckedThinker(first, again, Marks())
     decoder = ClockedDecoder(thinker, CONFIG)
     for place, told in enumerate((" a lat", " a latte", "")):
         decoder.hear(told, 4.0 * place, 4.0 * place + 4, last=place == 2)
@@ -88,10 +94,13 @@ def test_the_same_call_is_made_once_and_stays_early() -> None:
     assert made.end_s < 8.0
     assert not heard.of("cancel")
     assert [one.payload["ok"] for one in heard.of("call")] == [True, True]
+    assert [one.payload.get("repeated", False) for one in heard.of("call")] == [False, True]
+    assert [one.payload["call"] for one in made_calls(heard.timeline)] == [0]
+    assert "as before" in event_text(heard.of("call")[1])
     ordered = f"<tool_response>{json.dumps({'ordered': LATTE})}</tool_response>"
-    assert heard.again.context[1:] == [
-        "[EOA]", "note", "<tool_call>", body, "</tool_call>", ordered, "ordered", "</think>", "yes",
-        "[STOP]",
+    assert heard.again.context == [
+        "".join(calling(LATTE)), "heard  a latte please", "[EOA]", "note", "<tool_call>", body,
+        "</tool_call>", ordered, "ordered", "</think>", "yes", "[STOP]",
     ]  # fmt: skip
 
 
@@ -132,7 +141,7 @@ def test_all_that_stands_is_taken_back_for_another_call() -> None:
 def test_who_understands_no_order_takes_back_what_stands() -> None:
     heard = Conversation(calling(LATTE), ["note"])
     assert heard.in_force == []
-    assert heard.again.context[2:] == ["note", "</think>", "yes", "[STOP]"]
+    assert heard.again.context[3:] == ["note", "</think>", "yes", "[STOP]"]
     assert [one.text for one in heard.of("answer")] == ["yes"]
 
 
@@ -146,6 +155,7 @@ def test_a_call_that_failed_is_tried_anew_when_it_is_written_again() -> None:
     heard = Conversation(calling(LATTE), [*calling(LATTE), "ordered"], failures=MOST_ATTEMPTS)
     assert heard.in_force == [LATTE]
     assert [one.payload["ok"] for one in heard.of("call")] == [False, True]
+    assert len(made_calls(heard.timeline)) == 2
 
 
 @pytest.mark.parametrize("drink", ["latte", "mocha"])
@@ -176,7 +186,7 @@ def test_a_response_to_what_could_not_be_taken_back_is_not_thought_about() -> No
     decoder = ClockedDecoder(CheckedThinker(first, again, Marks()), config, tools=Lasting(5.0))
     decoder.hear("one", 0.0, 2.0, deadline_s=4.0)
     decoder.hear("two", 2.0, 4.0, last=True)
-    assert again.context[1:] == ["[EOA]", "</think>", "[STOP]"]
+    assert again.context[2:] == ["[EOA]", "</think>", "[STOP]"]
     assert [one.payload["ok"] for one in decoder.timeline.where(kind="call")] == [True]
 
 
@@ -209,13 +219,3 @@ def test_a_thought_after_the_speech_has_a_budget_of_its_own() -> None:
         decoder.hear("two", 2, 4, last=True)
         thoughts = decoder.timeline.where(kind="thought")
         assert [one.payload["tokens"] for one in thoughts] == [4, number]
-
-
-def test_data_say_whether_all_is_heard_at_once() -> None:
-    with pytest.raises(UserError, match="`at_once` must be from 0 to 1"):
-        SpokenOrdersData(at_once=2.0)
-    data = SpokenOrdersData(retold=True, whole_menu=True, chunk_s=1.0, freely=0.5, at_once=0.5)
-    chunks = [sum("heard" in one for one in data.rounds(number)) for number in range(200)]
-    assert 70 < chunks.count(1) < 130
-    held_out = [data.rounds(number, held_out=True) for number in range(40)]
-    assert min(sum("heard" in one for one in rounds) for rounds in held_out) > 1

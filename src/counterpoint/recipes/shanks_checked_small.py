@@ -10,14 +10,14 @@ from counterpoint.train.run import Run
 
 
 def shanks_checked_small() -> Run:
-    """Go on with a run of `shanks_retold_small`: learn to check an order that is over.
+    """Go on with a run of `shanks_retold_small`: learn to listen again when an order is over.
 
-    Half of the orders are heard at once, so that ``counterpoint talk --check`` can let the model
-    listen again; see `counterpoint.runtime.checked`. Begin with
-    ``--train.fine-tune.init-from runs/shanks_retold_small``.
+    Half of the orders are heard at once, after what another session has called. A model of these
+    data listens again wherever it is used; see `counterpoint.runtime.checked`. Begin with
+    ``--train.fine-tune.init-from runs/shanks_retold_small``; from scratch 900 steps are too few.
     """
     run = shanks_retold_small()
-    data = replace(cast("SpokenOrdersData", run.data), at_once=0.5)
+    data = replace(cast("SpokenOrdersData", run.data), again=0.5)
     optimizer = replace(run.train.optimizer, lr=1e-3)
     train = replace(run.train, num_steps=900, optimizer=optimizer, fine_tune=FineTuneConfig())
     return replace(run, name="shanks_checked_small", data=data, train=train)

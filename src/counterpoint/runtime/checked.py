@@ -1,9 +1,9 @@
 """A model that listens again when the speech is over, and corrects what it called too soon.
 
-Two sessions of one model: `listening` hears chunk after chunk and calls tools while the user
-speaks, and `again` is new when the speech is over and hears all of its words as one last chunk. The
-last thought and the answer are those of `again`. So as much is right in the end as if the model had
-called after listening, and what was called early and is right stays early:
+Two sessions of one model: `listening` hears chunk after chunk, each of which tells all words so
+far, and calls tools while the user speaks. `again` is new when the speech is over. It reads the
+calls that stand and then all words, as one last chunk; the last thought and the answer are its own.
+So it knows what was called, and thinks about the whole with nothing else between:
 
     stands                 the call of `again`   what is written
     nothing                a call                the call
@@ -19,8 +19,8 @@ for the answer the check costs the time of one thought, and early calls stand me
 The calls of `again` replace all that stands, so a turn that asks for several calls is called anew
 from its first one that differs. Memory is that of two sessions.
 
-Source: "SHANKS + call-after-listen" of SHANKS (arXiv:2510.06917), section 5.2, where the model that
-calls after listening makes those calls that are missing; taking back those that differ is ours.
+Source: "SHANKS + call-after-listen" of SHANKS (arXiv:2510.06917), whose second model hears the
+whole speech after the calls that succeeded, as if it had made them. Taking calls back is ours.
 """
 
 import json
@@ -35,18 +35,14 @@ class CheckedThinker:
 
     Args:
         listening: Session that hears chunk after chunk.
-        again: New session of a model that learned to hear all at once.
+        again: New session of a model that learned to hear all at once, after what was called.
         marks: Marks of the sequence.
-        is_retold: Whether each chunk tells all words so far, unless it is empty.
     """
 
-    def __init__(
-        self, listening: Thinker, again: Thinker, marks: Marks, *, is_retold: bool = False
-    ) -> None:
+    def __init__(self, listening: Thinker, again: Thinker, marks: Marks) -> None:
         self._listening = listening
         self._again = again
         self._marks = marks
-        self._is_retold = is_retold
         self._is_over = False
         self._words = ""
         self._text = ""  # of the thought of the first session, since its newest call
@@ -58,11 +54,8 @@ class CheckedThinker:
         self._is_idle = False  # in a thought about the response to a call of the first session
 
     def hear(self, content: str) -> None:
-        """Read the words of a chunk; see `Thinker.hear`."""
-        if self._is_retold:
-            self._words = content or self._words
-        else:
-            self._words += content
+        """Read the words of a chunk, which is empty if it changes nothing; see `Thinker.hear`."""
+        self._words = content or self._words
         self._listening.hear(content)
 
     def read(self, text: str) -> None:
@@ -71,6 +64,8 @@ class CheckedThinker:
             self._read_again(text)
         elif text == self._marks.last:
             self._is_over = True
+            for call in self._standing:
+                self._again.read(f"{self._marks.call}{call}{self._marks.call_end}")
             self._again.hear(self._words)
             self._again.read(text)
         else:

@@ -28,8 +28,9 @@ Every decision is an event of a `Timeline`:
 ``text`` holds what was heard, thought, called or answered. ``closed`` says who closed a thought or
 an answer: the "model", an "interruption", the "budget" of tokens, or the "clock". ``chances`` are
 those of an interruption before each token of the thought, null if the model does not tell. A call
-is ``early`` if the user was still speaking, and ``ok`` is null if no response arrived before the
-answer, which then ends the event. A call without a response that can be used says ``why``: it came
+is ``early`` if the user was still speaking, ``repeated`` if an equal one stood, so that it was not
+made again, and ``ok`` is null if no response arrived before the answer, which then ends the event.
+A call without a response that can be used says ``why``: it came
 too late for the answer, its tool failed or refused what was written, there are no tools, it was
 taken back first, or the thought was closed before the call was complete.
 
@@ -82,6 +83,12 @@ class Thinker(Protocol):
 
     def propose(self) -> Proposal:
         """Return the token that the model would write next, without reading it."""
+
+
+def made_calls(timeline: Timeline) -> tuple[Event, ...]:
+    """Return the calls of a timeline, but those that repeat one that stood."""
+    calls = timeline.where(kind="call").events
+    return tuple(call for call in calls if not call.payload.get("repeated"))
 
 
 def check_threshold(threshold: float | None) -> None:
@@ -452,7 +459,10 @@ class ClockedDecoder:
         marks = self.config.marks
         arrived = () if self.tools is None else self.tools.arrived(self.clock.now())
         for response in arrived:
-            self._settle(self._calls.pop(response.call), response.text, ok=response.ok)
+            event = self._calls.pop(response.call)
+            if response.is_repeated:
+                event = replace(event, payload={**event.payload, "repeated": True})
+            self._settle(event, response.text, ok=response.ok)
             self.thinker.read(f"{marks.response}{response.text}{marks.response_end}")
         return bool(arrived)
 

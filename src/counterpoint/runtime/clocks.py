@@ -45,11 +45,13 @@ class Response(NamedTuple):
         call: Number of the call, counted from 0.
         text: The response; why there is none if the call has failed.
         ok: Whether the call succeeded.
+        is_repeated: Whether it is that of an equal call, which was not made a second time.
     """
 
     call: int
     text: str
     ok: bool = True
+    is_repeated: bool = False
 
 
 @runtime_checkable

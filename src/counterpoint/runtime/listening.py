@@ -80,12 +80,8 @@ class CheckingData(ThoughtData, Protocol):
     """The same of models that may listen again when the speech is over."""
 
     @property
-    def at_once(self) -> float:
-        """Share of training in which all words were heard at once; 0 if a model cannot."""
-
-    @property
-    def retold(self) -> bool:
-        """Whether each chunk tells all words so far."""
+    def again(self) -> float:
+        """Share of training in which all was heard at once, after what was called."""
 
 
 def thinker_of(system: System, data: ClockedData) -> Thinker:
@@ -99,12 +95,12 @@ def thinker_of(system: System, data: ClockedData) -> Thinker:
     if not is_checking(data):
         return listening
     again = SystemThinker(system, data.words, data.marks)
-    return CheckedThinker(listening, again, data.marks, is_retold=data.retold)
+    return CheckedThinker(listening, again, data.marks)
 
 
 def is_checking(data: ClockedData) -> TypeGuard[CheckingData]:
     """Return whether a model of some data listens again; see `counterpoint.runtime.checked`."""
-    return isinstance(data, CheckingData) and data.at_once > 0
+    return isinstance(data, CheckingData) and data.again > 0
 
 
 def clock_of(data: ClockedData, threshold: float | None = None) -> ClockConfig:

@@ -8,12 +8,17 @@ from random import Random
 import pytest
 import torch
 
-from counterpoint.data.tasks.spoken_orders.freely import freely_said, unsettled
+from counterpoint.data.tasks.spoken_orders.freely import (
+    called_by_another,
+    freely_said,
+    unsettled,
+)
 from counterpoint.data.tasks.spoken_orders.menu import DRINK, WHOLE
 from counterpoint.data.tasks.spoken_orders.retold import (
     Hypothesis,
     Recognising,
     exactly,
+    heard_again,
     retold_rounds,
 )
 from counterpoint.data.tasks.spoken_orders.rounds import order_chunks, spaced, written_call
@@ -28,12 +33,15 @@ from counterpoint.evaluate.duplex.spoken_orders import (
     serve_parts,
     timed_request,
 )
+from counterpoint.recipes.shanks_checked_small import shanks_checked_small
 from counterpoint.recipes.shanks_retold_small import shanks_retold_small
 from counterpoint.runtime.cascade.calls import Calls
 from counterpoint.runtime.cascade.clocked_calls import ClockedCalls
 from counterpoint.runtime.cascade.lanes import TimedLane
+from counterpoint.runtime.checked import CheckedThinker
 from counterpoint.runtime.clocked import ClockConfig, ClockedDecoder, Part
 from counterpoint.runtime.clocks import SimulatedClock
+from counterpoint.runtime.listening import clock_of, thinker_of
 from counterpoint.streams.rounds import (
     ANSWER,
     CANCEL,
@@ -313,3 +321,113 @@ def test_untrained_model_is_served_like_any_other() -> None:
     config = ShanksConfig(tower=tiny_models.tower(8, 1, 1, 512), vocab_size=len(DATA.words))
     served = serve(Shanks(config).eval(), DATA, 0)
     assert served.timeline.where(kind="answer")
+
+
+def test_who_hears_again_knows_what_was_called_and_all_words() -> None:
+    chunks = order_chunks(["a", "latte", "with", "milk"], 1.0, 2.0)
+    rounds = heard_again(chunks, MARKS, WHOLE)
+    latte, milk = {DRINK: "latte"}, {DRINK: "latte", "milkAmount": "milk"}
+    assert rounds[0][RESPONSE] == written_call(latte, MARKS)
+    assert (rounds[0][HEARD], rounds[0][MARK]) == (" a latte with milk", MARKS.last)
+    assert rounds[0][THOUGHT] == " coffeeDrink latte milkAmount milk" + written_call(milk, MARKS)
+    assert rounds[1][ANSWER] == f" one latte milk coming{MARKS.stop}"
+    assert len(rounds) == 2
+
+
+def given(hypotheses: Sequence[Hypothesis]) -> Recognising:
+    """Return what is recognised, one hypothesis after the other."""
+    coming = iter(hypotheses)
+    return lambda words, is_certain: next(coming)
+
+
+def test_what_was_heard_once_counts_only_if_it_was_called() -> None:
+    """ "Milk" is missing in the last telling: only a call can tell of it."""
+    hypotheses = [
+        Hypothesis(["a", "latte", "with", "milk"], ["a", "latte", "with", "milk"]),
+        Hypothesis(["a", "latte", "with", "milk"], ["a", "latte", "with"]),
+    ]
+    chunks = order_chunks(["a", "latte", "with", "milk"], 1.0, 2.0)
+    milk, latte = {DRINK: "latte", "milkAmount": "milk"}, {DRINK: "latte"}
+    for stands, wanted in ((dict, milk), (lambda right: {}, latte)):
+        recall = given(hypotheses)
+        rounds = heard_again(chunks, MARKS, WHOLE, recall, stands)
+        assert calls_in(rounds) == [wanted]
+        assert (RESPONSE in rounds[0]) == (wanted == milk)
+
+
+def test_another_call_stands_now_and_then() -> None:
+    right = {"size": "small", DRINK: "latte", "milkAmount": "milk"}
+    rng = Random(0)
+    made = [called_by_another(right, rng, WHOLE) for _ in range(2000)]
+    assert 0.2 < sum(not one for one in made) / 2000 < 0.3
+    called = [one for one in made if one]
+    others = [one for one in called if one != right]
+    assert 0.1 < len(others) / len(called) < 0.25
+    assert all(DRINK in one for one in called)
+    differing = [sum(one.get(slot) != right.get(slot) for slot in WHOLE.slots) for one in others]
+    assert set(differing) == {1}
+    assert all([*one] == [slot for slot in WHOLE.slots if slot in one] for one in called)
+
+
+def test_decoder_reads_what_is_heard_again_as_the_row_has_it() -> None:
+    """Two sessions recite what the program writes, and the world has the last call."""
+    num_changed = 0
+    for number in range(12):
+        said = list(filter(None, freely_said(DATA.request(number), Random(number))))
+        said += [""] * (-len(said) % 4)
+        chunks = order_chunks(said, 2.0, 2.0)
+        first = Reciter(retold_rounds(chunks, MARKS, WHOLE), DATA.words)
+        rounds = heard_again(chunks, MARKS, WHOLE)
+        again = Reciter(rounds, DATA.words)
+        clock = SimulatedClock(80.0)
+        world = OrderWorld()
+        calls = ClockedCalls(Calls(world.tools(), lambda: TimedLane(FakeClock())), clock)
+        config = ClockConfig(chunk_s=2.0, tokens_per_s=80.0, last_tokens=800)
+        decoder = ClockedDecoder(CheckedThinker(first, again, MARKS), config, clock, calls)
+        heard: list[str] = []
+        for place, chunk in enumerate(chunks):
+            content = spaced(heard + list(chunk.words)) if chunk.words else ""
+            heard += chunk.words
+            is_last = place == len(chunks) - 1
+            decoder.hear(content, chunk.start_s, chunk.end_s, last=is_last)
+        assert again.context == "".join(one.get(name, "") for one in rounds for name in ROUND)
+        assert [arguments for _, arguments in world.in_force] == calls_in(rounds)
+        num_changed += len(decoder.timeline.where(kind="cancel")) > 0
+    assert num_changed > 2
+
+
+def test_rows_of_who_hears_again() -> None:
+    data = replace(DATA, freely=0.5, again=0.5, wide_tokens=True)
+    system = Shanks(replace(small(), vocab_size=len(data.words)))
+    rows = [data.rounds(number) for number in range(300)]
+    at_once = [one for one in rows if sum(HEARD in part for part in one) == 1]
+    assert 110 < len(at_once) < 190
+    assert 0.4 < sum(RESPONSE in one[0] for one in at_once) / len(at_once) < 0.9
+    held_out = [data.rounds(number, held_out=True) for number in range(40)]
+    assert min(sum(HEARD in part for part in one) for one in held_out) > 1
+    usual = replace(data, again=0.0)
+    assert usual.prepare(system).fingerprint != data.prepare(system).fingerprint
+    same = [one == usual.rounds(number) for number, one in enumerate(rows)]
+    assert same.count(False) <= len(at_once)
+    with pytest.raises(UserError, match="`again` needs `retold`"):
+        replace(data, retold=False)
+    with pytest.raises(UserError, match="`again` must be from 0 to 1"):
+        replace(data, again=2.0)
+
+
+def test_recipe_goes_on_from_words_that_are_told_again() -> None:
+    run = shanks_checked_small()
+    assert isinstance(run.data, SpokenOrdersData)
+    assert run.data.again == 0.5
+    assert replace(run.data, again=0.0) == shanks_retold_small().data
+    assert run.system == shanks_retold_small().system
+    torch.manual_seed(0)
+    config = ShanksConfig(tower=tiny_models.tower(8, 1, 1, 512), vocab_size=len(run.data.words))
+    thinker = thinker_of(Shanks(config).eval(), run.data)
+    assert isinstance(thinker, CheckedThinker)
+    assert serve(Shanks(config).eval(), run.data, 0).timeline.where(kind="answer")
+    assert not isinstance(
+        thinker_of(Shanks(config).eval(), replace(run.data, again=0.0)), CheckedThinker
+    )
+    assert clock_of(run.data).last_tokens == 400
+    assert clock_of(replace(run.data, again=0.0)).last_tokens is None

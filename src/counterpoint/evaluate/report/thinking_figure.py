@@ -26,6 +26,7 @@ from counterpoint.evaluate.report.conversation_figure import (
 )
 from counterpoint.evaluate.report.figures import PALETTE
 from counterpoint.runtime.cascade.trace import standing_words
+from counterpoint.runtime.clocked import made_calls
 from counterpoint.runtime.talk import AGENT, USER
 from counterpoint.streams.timeline import Event, Timeline
 
@@ -100,7 +101,7 @@ def _draw_row(watched: Watched, axis: "Axes", row: Row) -> int:
             thoughts = [one for one in timeline.where(kind="thought") if one.text]
             left_out += _draw_bars(axis, thoughts, row, top, "thoughts")
             top -= _BAR + words + _PAD
-            calls = [*timeline.where(kind="call"), *timeline.where(kind="cancel")]
+            calls = [*made_calls(timeline), *timeline.where(kind="cancel")]
             left_out += _draw_bars(axis, calls, row, top, "calls")
             top -= _BAR + words + _PAD
     for event in timeline.where(kind="interruption"):

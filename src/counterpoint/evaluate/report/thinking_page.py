@@ -78,6 +78,7 @@ def event_text(event: Event) -> str:
     if event.kind == "call":
         told = payload.get("response") if payload.get("ok") else payload.get("why", "no result")
         when = " while the user spoke" if payload.get("early") else ""
+        when = " as before" if payload.get("repeated") else when
         return f"{event.text or payload.get('written', '')} -> {told}{when}"
     if event.kind == "interruption":
         flushed = payload.get("flushed_s")

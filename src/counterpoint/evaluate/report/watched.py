@@ -14,6 +14,7 @@ from counterpoint.evaluate.report.conversation_page import REAL_TIME
 from counterpoint.evaluate.report.thinking_figure import Watched, watched_figure
 from counterpoint.evaluate.report.thinking_page import LIVE_NOTE, thinking_page
 from counterpoint.files import shown
+from counterpoint.runtime.clocked import made_calls
 from counterpoint.runtime.talk import AGENT, USER
 from counterpoint.speech.audio import audio_blocks
 from counterpoint.streams.timeline import Timeline
@@ -73,7 +74,7 @@ def thought_numbers(timeline: Timeline, tokens_per_s: float, work_s: float) -> d
         "interrupted the user": "no" if cut is None else f"at {cut.start_s:.2f} s",
         "highest chance of an interruption": f"{max(chances):.3f}" if chances else "-",
     }
-    if calls := timeline.where(kind="call").events:
+    if calls := made_calls(timeline):
         made = [call for call in calls if call.payload["ok"]]
         early = sum(call.payload["early"] for call in made)
         told = f"{len(calls)} (made: {len(made)}, while the user spoke: {early})"

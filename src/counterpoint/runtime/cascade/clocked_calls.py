@@ -31,10 +31,12 @@ class ClockedCalls:
         self._is_over = False
         self._asked: dict[int, Call] = {}  # by the number that the decoder gave
         self._made: dict[int, Call] = {}  # the same, also of those whose response was read
+        self._repeated: set[int] = set()
         self._refused: list[Response] = []
 
     def start(self, call: int, text: str, now_s: float) -> None:
         """Begin a call; see `Tools.start`."""
+        standing = [one for one in self._made.values() if one.state != "failed"]
         asked = self._calls.request(text, _TURN, now_s, again=self._is_over)
         if asked is None:
             why = self._calls.events[-1].payload["why"]
@@ -44,6 +46,8 @@ class ClockedCalls:
             why = f"{asked.tool.name} may be called only when the user has finished"
             self._refused.append(Response(call, why, ok=False))
         else:
+            if asked in standing:
+                self._repeated.add(call)
             self._asked[call] = self._made[call] = asked
         self._advance(now_s)
 
@@ -80,7 +84,8 @@ class ClockedCalls:
             if call.is_settled:
                 is_done = call.state == "done"
                 text = call.result if is_done else call.reason or call.state
-                found.append(Response(number, text, ok=is_done))
+                is_repeated = number in self._repeated
+                found.append(Response(number, text, ok=is_done, is_repeated=is_repeated))
                 del self._asked[number]
         return found
 

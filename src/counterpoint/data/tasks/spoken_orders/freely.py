@@ -6,7 +6,7 @@ recogniser misses words, or takes them for others. Nothing here has words of its
 a model knows all of them anyway.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from random import Random
 
@@ -36,6 +36,8 @@ _DECIDE_NOTHING = {"a", "of"}
 _MISHEARD_SHARE = 0.12  # of those that decide something, each time that they are told
 _HALF_SHARE = 0.15  # of the last words so far
 _OTHER_SHARE = 0.4  # of the misheard ones are taken for words that decide nothing
+_NOTHING_STANDS_SHARE = 0.25  # of the orders that are heard again
+_SLIP_SHARE = 0.2  # of the calls that stand then
 _CUT_SHARE = 0.05  # chance that a thought is closed in its notes, and that it is after its call
 
 
@@ -122,6 +124,20 @@ def unsettled(rng: Random, menu: Menu) -> Recognising:
         return last[1]
 
     return recall
+
+
+def called_by_another(right: Mapping[str, str], rng: Random, menu: Menu) -> Mapping[str, str]:
+    """Return what another session has called where `right` would have been right.
+
+    Sometimes it is nothing, and sometimes a value is another one, is missing, or is too much.
+    """
+    if rng.random() < _NOTHING_STANDS_SHARE:
+        return {}
+    if rng.random() >= _SLIP_SHARE:
+        return right
+    slot = rng.choice(menu.slots)
+    made = {**right, slot: rng.choice((*SLOTS[slot], *[""] * (slot != DRINK)))}
+    return {name: made[name] for name in menu.slots if made.get(name)}
 
 
 @cache

@@ -32,6 +32,7 @@ from counterpoint.data.tasks.spoken_orders.rounds import (
     WrittenRounds,
     answer_to,
     spaced,
+    written_call,
 )
 from counterpoint.streams.rounds import Marks
 
@@ -103,6 +104,53 @@ def retold_rounds(
         else:
             written.close(thought)
     return written.finish(answer_to(called) if called else NOT_UNDERSTOOD)
+
+
+def heard_again(
+    chunks: Sequence[OrderChunk],
+    marks: Marks,
+    menu: Menu,
+    recall: Recognising = exactly,
+    stands: Callable[[Mapping[str, str]], Mapping[str, str]] = dict,
+) -> list[dict[str, str]]:
+    """Return the rounds of who hears an order at once when it is over.
+
+    First stands what was called before the last chunk, and then all words as they are known in the
+    end. What was known once still counts, as it does for who called, but not if nothing stands:
+    then nobody can know it. In words:
+
+        round  <tool_call>{... latte}</tool_call> could i have a latte with milk [EOA] coffeeDrink
+               latte milkAmount milk<tool_call>{"name": ...}</tool_call>
+        round  <tool_response>{"ordered": ...}</tool_response> ordered</think> one latte milk ...
+
+    Args:
+        chunks: The chunks in which the other session hears the order.
+        marks: Marks of the sequence.
+        menu: What can be ordered.
+        recall: How the words are recognised.
+        stands: Returns what was called in place of what should have been; nothing if it is empty.
+    """
+    said: list[str] = []
+    called: Mapping[str, str] = {}
+    now: Mapping[str, str] = {}
+    told = ""
+    for place, chunk in enumerate(chunks):
+        called = now if DRINK in now else called
+        said += chunk.words
+        hypothesis = recall(said, place == len(chunks) - 1 or not chunk.words)
+        now = determined(hypothesis.known, menu, is_over=True).values
+        told = spaced(hypothesis.told) or told
+    made = stands(called) if called else {}
+    if not made:
+        now = determined(told.split(), menu, is_over=True).values
+    written = WrittenRounds(marks, 0, 1)
+    thought = written.begin(told, written_call(made, marks) if made else "")
+    thought += spaced([f"{slot} {value}" for slot, value in now.items()])
+    if DRINK not in now:
+        written.close(thought)
+        return written.finish(NOT_UNDERSTOOD)
+    written.call(thought, now)
+    return written.finish(answer_to(now))
 
 
 def _begun(notes: Sequence[str], kept: float) -> str:

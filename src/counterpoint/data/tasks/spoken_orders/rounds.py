@@ -133,12 +133,19 @@ class WrittenRounds:
         self._due = -1  # place of the chunk before which the response stands
         self._is_unread = False  # the newest response
 
-    def begin(self, heard: str) -> str:
-        """Begin the next chunk, and return how the thought about it begins."""
+    def begin(self, heard: str, stands: str = "") -> str:
+        """Begin the next chunk, and return how the thought about it begins.
+
+        Args:
+            heard: What is heard.
+            stands: What is read before: a call that another session has made.
+        """
         self._place += 1
         self.is_last = self._place == self._num_chunks - 1
         mark = self._marks.last if self.is_last else self._marks.part
         self._part = {HEARD: heard, MARK: mark}
+        if stands:
+            self._part[RESPONSE] = stands
         if self._place == self._due:
             self._part[RESPONSE] = self._response
         elif not self._is_unread:

@@ -31,12 +31,18 @@ from counterpoint.data.tasks.spoken_maths.packing import (
 )
 from counterpoint.data.tasks.spoken_orders.freely import (
     PACES,
+    called_by_another,
     freely_said,
     unsettled,
     words_heard,
 )
 from counterpoint.data.tasks.spoken_orders.menu import SMALL, WHOLE, Menu
-from counterpoint.data.tasks.spoken_orders.retold import Recognising, exactly, retold_rounds
+from counterpoint.data.tasks.spoken_orders.retold import (
+    Recognising,
+    exactly,
+    heard_again,
+    retold_rounds,
+)
 from counterpoint.data.tasks.spoken_orders.rounds import order_chunks, order_rounds, spaced
 from counterpoint.data.tasks.spoken_orders.words import (
     OrderWords,
@@ -56,7 +62,6 @@ from counterpoint.streams.spec import UNSET_ID, Layout, Role
 
 _EXAMPLES = 4  # with two, a recogniser heard no better than with none
 _LATEST = 2  # chunks by which a response is late at most
-_WHOLE_S = 3600.0  # of a chunk that holds all of an order
 _NEXT = 10**9  # from an order to the one that takes its place if its text is of the other side
 
 
@@ -87,8 +92,8 @@ class SpokenOrdersData:
             `counterpoint.data.tasks.spoken_orders.menu`.
         retold: Whether every chunk tells all words so far, and calls are taken back when the order
             changes; see `counterpoint.data.tasks.spoken_orders.retold`.
-        at_once: Share of the orders to learn from of which all is heard in one last chunk, as a
-            model hears them that listens again; see `counterpoint.runtime.checked`.
+        again: Share of the orders that are told again of which all is heard at once, after what
+            another session has called; see `counterpoint.runtime.checked`.
         wide_tokens: Whether what all calls have in common is few tokens, so that a call of the
             whole menu has up to 30 in place of 61; see `OrderWords`.
         tokens_per_s: Tokens that a model writes in a second. It changes no row; a chunk must have
@@ -107,7 +112,7 @@ class SpokenOrdersData:
     freely: float = 0.0
     whole_menu: bool = False
     retold: bool = False
-    at_once: float = 0.0
+    again: float = 0.0
     wide_tokens: bool = False
     tokens_per_s: float = 40.0
     row_ticks: int = 512
@@ -124,9 +129,11 @@ class SpokenOrdersData:
             raise UserError(
                 f"`pace_spread` must be at least 0 and below 1: got {self.pace_spread}."
             )
-        for name in ("late", "freely", "at_once"):
+        for name in ("late", "freely", "again"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"`{name}` must be from 0 to 1: got {getattr(self, name)}.")
+        if self.again and not self.retold:
+            raise UserError("`again` needs `retold`: only words that are told again are corrected.")
 
     @property
     def words(self) -> OrderWords:
@@ -200,16 +207,14 @@ class SpokenOrdersData:
         freely = Random(f"freely {self._seed(held_out=held_out)} {number}")
         if held_out:
             return self.told_rounds(request.text.split(), pace)
-        is_whole = Random(f"at once {self.seed} {number}").random() < self.at_once
-        chunk_s = _WHOLE_S if is_whole else self.chunk_s
         if freely.random() >= self.freely:
-            return self.told_rounds(request.text.split(), pace, chunk_s=chunk_s)
+            return self._told_or_again(number, request.text.split(), pace, exactly)
         ways = (freely_said(request, freely) for _ in count())
         said = next(words for words in ways if not _is_held_out(" ".join(filter(None, words))))
         pace = pace._replace(words_per_s=pace.words_per_s * freely.uniform(*PACES))
         if self.retold:
-            return self.told_rounds(said, pace, unsettled(freely, self.menu), chunk_s)
-        rounds = self.told_rounds(said, pace, chunk_s=chunk_s)
+            return self._told_or_again(number, said, pace, unsettled(freely, self.menu))
+        rounds = self.told_rounds(said, pace)
         return [
             one | {HEARD: spaced(words_heard(one[HEARD].split(), freely, self.menu))}
             if HEARD in one
@@ -218,11 +223,7 @@ class SpokenOrdersData:
         ]
 
     def told_rounds(
-        self,
-        said: Sequence[str],
-        pace: OrderPace,
-        recall: Recognising = exactly,
-        chunk_s: float | None = None,
+        self, said: Sequence[str], pace: OrderPace, recall: Recognising = exactly
     ) -> list[dict[str, str]]:
         """Return the rounds of words and silences at a pace.
 
@@ -230,13 +231,22 @@ class SpokenOrdersData:
             said: See `order_chunks`.
             pace: How fast they are said.
             recall: How words are recognised that are retold.
-            chunk_s: Seconds of a chunk, if they are not those of the data.
         """
-        own_s = chunk_s or self.chunk_s
         if self.retold:
-            chunks = order_chunks(said, pace.words_per_s, own_s)
+            chunks = order_chunks(said, pace.words_per_s, self.chunk_s)
             return retold_rounds(chunks, self.marks, self.menu, pace.late, recall)
-        return order_rounds(said, pace.words_per_s, own_s, self.marks, pace.late, self.menu)
+        return order_rounds(said, pace.words_per_s, self.chunk_s, self.marks, pace.late, self.menu)
+
+    def _told_or_again(
+        self, number: int, said: Sequence[str], pace: OrderPace, recall: Recognising
+    ) -> list[dict[str, str]]:
+        """Return the rounds of who hears an order while it is said, or of who hears it again."""
+        rng = Random(f"again {self.seed} {number}")
+        if rng.random() >= self.again:
+            return self.told_rounds(said, pace, recall)
+        chunks = order_chunks(said, pace.words_per_s, self.chunk_s)
+        stands = partial(called_by_another, rng=rng, menu=self.menu)
+        return heard_again(chunks, self.marks, self.menu, recall, stands)
 
     def pace(self, number: int, *, held_out: bool = False) -> OrderPace:
         """Return how fast an order is spoken, and how late the response to its call comes."""
@@ -294,7 +304,7 @@ class PreparedOrders:
         """Digest of the training data: of the options and the first order."""
         options = encode(self.data)
         del options["tokens_per_s"]
-        for name in ("whole_menu", "retold", "wide_tokens", "at_once"):
+        for name in ("whole_menu", "retold", "wide_tokens", "again"):
             if not options[name]:  # so runs from before there was one can be continued
                 del options[name]
         facts = {"first": self.data.rounds(0), "data": options}
