@@ -1,6 +1,7 @@
 """Listening again: what was called too soon is corrected, what was right is called once."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -130,6 +131,15 @@ def test_only_what_stands_is_taken_back() -> None:
     assert len(heard.of("cancel")) == 1  # its own
 
 
+def test_the_newest_call_is_the_one_that_the_first_session_took_back() -> None:
+    config = ClockConfig(chunk_s=4.0, tokens_per_s=4.0, last_tokens=20)
+    first = [*calling(LATTE), *calling(MOCHA), CANCEL]
+    heard = Conversation(first, [*calling(LATTE), "ordered"], config=config)
+    assert heard.again.context[0] == "".join(calling(LATTE))
+    assert heard.in_force == [LATTE]
+    assert len(heard.of("cancel")) == 1
+
+
 def test_all_that_stands_is_taken_back_for_another_call() -> None:
     config = ClockConfig(chunk_s=4.0, tokens_per_s=4.0, last_tokens=20)
     first = [*calling(LATTE), *calling(MOCHA)]
@@ -190,6 +200,62 @@ def test_a_response_to_what_could_not_be_taken_back_is_not_thought_about() -> No
     assert [one.payload["ok"] for one in decoder.timeline.where(kind="call")] == [True]
 
 
+def test_a_response_that_comes_with_its_equal_is_thought_about() -> None:
+    """It comes after the patience, and before the last thought has ended; both calls get it."""
+    clock = SimulatedClock(4.0)
+    (tool,) = OrderWorld().tools()
+    watch = [0.0]
+
+    def slow(**arguments: Any) -> Any:
+        watch[0] += 4.4
+        return tool.function(**arguments)
+
+    calls = Calls([replace(tool, function=slow, limit_s=60.0)], lambda: TimedLane(lambda: watch[0]))
+    tools = ClockedCalls(calls, clock)
+    first = Program([*calling(LATTE), "</think>"], [""])
+    again = Program([*calling(LATTE), "</think>", "ordered", "</think>", "yes", "[STOP]"])
+    config = ClockConfig(chunk_s=2.0, tokens_per_s=4.0, last_tokens=40, patience_s=3.0)
+    decoder = ClockedDecoder(CheckedThinker(first, again, Marks()), config, clock, tools)
+    decoder.hear("one", 0.0, 2.0, deadline_s=4.0)
+    decoder.hear("two", 2.0, 4.0, last=True)
+    assert [one.text for one in decoder.timeline.where(kind="answer")] == ["yes"]
+    assert again.context[-4:] == ["ordered", "</think>", "yes", "[STOP]"]
+
+
+def test_a_thought_that_is_closed_within_a_call_is_over_and_the_call_refused() -> None:
+    heard = Conversation(calling(LATTE), ["<tool_call>", "{"])
+    assert heard.of("thought")[-1].payload["closed"] == "model"
+    assert [one.text for one in heard.of("answer")] == ["yes"]
+    why = [one.payload["why"] for one in heard.of("call") if not one.payload["ok"]]
+    assert why == ["the thought was closed before the call was complete"]
+    assert heard.in_force == [LATTE]
+    assert not heard.of("cancel")
+
+
+def test_for_what_is_no_call_nothing_is_taken_back() -> None:
+    heard = Conversation(calling(LATTE), ["<tool_call>", "{", "</tool_call>"])
+    assert heard.in_force == [LATTE]
+    assert not heard.of("cancel")
+    assert [one.payload["ok"] for one in heard.of("call")] == [True, False]
+
+
+def test_the_mark_of_the_end_counts_only_after_a_chunk() -> None:
+    first = Program(["[EOA]", "</think>"], ["</think>"])
+    again = Program(["</think>", "yes", "[STOP]"])
+    decoder = ClockedDecoder(CheckedThinker(first, again, Marks()), CONFIG)
+    decoder.hear(" a", 0.0, 4.0)
+    assert again.context == []
+    decoder.hear(" a latte", 4.0, 8.0, last=True)
+    assert again.context[:2] == ["heard  a latte", "[EOA]"]
+
+
+def test_a_mark_within_a_call_takes_nothing_back() -> None:
+    config = ClockConfig(chunk_s=4.0, tokens_per_s=4.0, last_tokens=20)
+    first = [*calling(LATTE), "<tool_call>", CANCEL]
+    heard = Conversation(first, [*calling(MOCHA), "ordered"], config=config)
+    assert heard.in_force == [MOCHA]
+
+
 def test_an_interruption_is_answered_by_who_listens() -> None:
     first = Program(["no", "[INTERRUPT]", "wrong", "[STOP]"])
     again = Program()
@@ -215,7 +281,7 @@ def test_a_thought_after_the_speech_has_a_budget_of_its_own() -> None:
     for last_tokens, number in ((None, 4), (6, 6)):
         config = ClockConfig(chunk_s=2.0, tokens_per_s=2.0, last_tokens=last_tokens)
         decoder = ClockedDecoder(Program(["a"] * 9, ["a"] * 9), config)
-        decoder.hear("one", 0, 2)
+        decoder.hear("one", 0, 2, deadline_s=100.0)
         decoder.hear("two", 2, 4, last=True)
         thoughts = decoder.timeline.where(kind="thought")
         assert [one.payload["tokens"] for one in thoughts] == [4, number]

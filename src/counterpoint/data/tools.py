@@ -1,7 +1,7 @@
 """Tools: functions that a model may call by name, with arguments that a JSON schema describes."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -79,6 +79,28 @@ class Tool:
             "parameters": dict(self.parameters),
         }
         return {"type": "function", "function": function}
+
+
+def spoken_values(tools: Iterable[Tool]) -> str:
+    """Return the values that tools list (`enum`), as a text for a recogniser to expect.
+
+    Of values made of the same words only the first are named, and a parameter is a sentence:
+    "Small, medium, large. Mocha, iced mocha, latte." Empty if no values are listed.
+    """
+    known: set[str] = set()
+    sentences = []
+    for tool in tools:
+        for parameter in tool.parameters.get("properties", {}).values():
+            named = []
+            for value in map(str, parameter.get("enum", ())):
+                words = set(value.lower().split())
+                if words - known:
+                    named.append(value)
+                    known |= words
+            if named:
+                text = ", ".join(named)
+                sentences.append(f"{text[0].upper()}{text[1:]}.")
+    return " ".join(sentences)
 
 
 def argument_fault(parameters: Mapping[str, Any], arguments: Any) -> str | None:

@@ -28,11 +28,11 @@ Every decision is an event of a `Timeline`:
 ``text`` holds what was heard, thought, called or answered. ``closed`` says who closed a thought or
 an answer: the "model", an "interruption", the "budget" of tokens, or the "clock". ``chances`` are
 those of an interruption before each token of the thought, null if the model does not tell. A call
-is ``early`` if the user was still speaking, ``repeated`` if an equal one stood, so that it was not
-made again, and ``ok`` is null if no response arrived before the answer, which then ends the event.
-A call without a response that can be used says ``why``: it came
-too late for the answer, its tool failed or refused what was written, there are no tools, it was
-taken back first, or the thought was closed before the call was complete.
+is ``early`` if the user was still speaking, and ``ok`` is null if no response arrived before the
+answer, which then ends the event. A response is ``repeated`` if an equal call stood, so that no
+other was made. A call without a response that can be used says ``why``: it came too late for the
+answer, its tool failed or refused what was written, there are no tools, it was taken back first, or
+the thought was closed before the call was complete.
 
 Source: SHANKS (arXiv:2510.06917), section 2.1 and appendix A. Beyond it: tools take time, a
 threshold decides about interruptions, responses that come late are read in the next round, and the
@@ -300,7 +300,7 @@ class ClockedDecoder:
         closed: Closed | None = None
         budget = (last and self.config.last_tokens) or self.config.budget
         while closed is None:
-            if num_tokens == budget:
+            if num_tokens >= budget:
                 closed = "budget"
             elif not (last or self._acts_now(text)) and clock.now() > until_s - _CLOSE_ENOUGH_S:
                 closed = "clock"

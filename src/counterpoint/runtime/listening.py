@@ -92,13 +92,13 @@ def thinker_of(system: System, data: ClockedData) -> Thinker:
         data: The data.
     """
     listening = SystemThinker(system, data.words, data.marks)
-    if not is_checking(data):
+    if not _is_checking(data):
         return listening
     again = SystemThinker(system, data.words, data.marks)
     return CheckedThinker(listening, again, data.marks)
 
 
-def is_checking(data: ClockedData) -> TypeGuard[CheckingData]:
+def _is_checking(data: ClockedData) -> TypeGuard[CheckingData]:
     """Return whether a model of some data listens again; see `counterpoint.runtime.checked`."""
     return isinstance(data, CheckingData) and data.again > 0
 
@@ -117,10 +117,11 @@ def clock_of(data: ClockedData, threshold: float | None = None) -> ClockConfig:
         threshold=threshold,
         marks=data.marks,
     )
-    if not is_checking(data):
+    if not _is_checking(data):
         return config
     # What listens again thinks about the whole turn at once.
-    return replace(config, last_tokens=int(config.patience_s * config.tokens_per_s))
+    last_tokens = max(int(config.patience_s * config.tokens_per_s), config.budget)
+    return replace(config, last_tokens=last_tokens)
 
 
 def listen_to(

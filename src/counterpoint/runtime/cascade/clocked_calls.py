@@ -36,8 +36,11 @@ class ClockedCalls:
 
     def start(self, call: int, text: str, now_s: float) -> None:
         """Begin a call; see `Tools.start`."""
+        self._advance(now_s)
         standing = [one for one in self._made.values() if one.state != "failed"]
-        asked = self._calls.request(text, _TURN, now_s, again=self._is_over)
+        asked = self._calls.request(text, _TURN, now_s)
+        if asked is not None and asked.state == "failed" and self._is_over:
+            self._calls.request(text, _TURN, now_s, again=True)
         if asked is None:
             why = self._calls.events[-1].payload["why"]
             self._refused.append(Response(call, why, ok=False))
@@ -57,7 +60,8 @@ class ClockedCalls:
         others = [one for number, one in self._made.items() if number != call]
         if made is not None and made not in others:  # it was not refused
             self._calls.retract(made, now_s)
-            if made.is_wanted:
+            has_effect = made.state != "failed" or made.tool.effect != "none"
+            if made.is_wanted and has_effect:
                 return f"what {made.tool.name} did cannot be undone"
         self._asked.pop(call, None)
         self._made.pop(call, None)

@@ -51,7 +51,7 @@ from counterpoint.data.tasks.spoken_orders.words import (
 )
 from counterpoint.data.tasks.spoken_tools import ToolRequest
 from counterpoint.data.tasks.tool_world import OrderWorld
-from counterpoint.data.tools import Tool
+from counterpoint.data.tools import Tool, spoken_values
 from counterpoint.digests import json_digest
 from counterpoint.errors import UserError
 from counterpoint.speech.ears import ChunkEar, HeardWords, WordEar
@@ -156,8 +156,9 @@ class SpokenOrdersData:
         return by_words(self.heard_words())
 
     def heard_words(self) -> HeardWords:
-        """Return how a model is told words; the example has the first orders to learn from."""
-        example = " ".join(f"{self.request(n).text.capitalize()}." for n in range(_EXAMPLES))
+        """Return how a model is told words; the example has all values and some orders."""
+        orders = (f"{self.request(n).text.capitalize()}." for n in range(_EXAMPLES))
+        example = " ".join([spoken_values(self.tools()), *orders])
         in_own_words = partial(in_order_words, menu=self.menu)
         return HeardWords(self.chunk_s, in_own_words, 1, example, self.retold)
 
