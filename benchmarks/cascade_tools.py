@@ -5,11 +5,11 @@ model). Recorded orders are of real people; generated ones, half of them with a 
 others that rule a drink out or are withdrawn ("ruled out"), turns of dialogues (Schema-Guided
 Dialogue) and turns of the function-calling leaderboard, whose mocked APIs are called (`bfcl`), are
 spoken by a synthesiser. With `--exact` all words are heard as they are written, 0.32 s each, and no
-engine is needed. Arms differ in when calls are thought about, in whether they are "checked" once
-more when the whole turn is known (SHANKS + call-after-listen), and in how often the first calls of
-everything fail. Times are those of the processor (see `cascade_live.py`). Constant policies and
-oracles are scored beside them; of recordings, an oracle knows when to call only by a file of
-`order_times.py`.
+engine is needed; with `--plain` the recogniser is not told the values of the tools. Arms differ in
+when calls are thought about, in whether they are "checked" once more when the whole turn is known
+(SHANKS + call-after-listen), and in how often the first calls of everything fail. Times are those
+of the processor (see `cascade_live.py`). Constant policies and oracles are scored beside them; of
+recordings, an oracle knows when to call only by a file of `order_times.py`.
 
     python benchmarks/cascade_tools.py --sets generated recorded dialogues bfcl --items 20 \
         --recordings DATA/speech --order-times benchmarks/results/order_times.json \
@@ -47,7 +47,7 @@ from counterpoint.data.tasks.spoken_tools import (
     tool_policies,
 )
 from counterpoint.data.tasks.tool_world import Faults, OrderWorld, ToolWorld
-from counterpoint.data.tools import Tool
+from counterpoint.data.tools import Tool, spoken_values
 from counterpoint.digests import json_digest
 from counterpoint.runtime.cascade.cascade import Cascade, CascadeRules, Engines
 from counterpoint.runtime.cascade.ear import EAR_HZ
@@ -132,10 +132,14 @@ class Memory:
         return once
 
 
-def by_engines() -> Hearing:
-    """Hear with the embedded engines what a person or a synthesiser says."""
+def by_engines(example: str) -> Hearing:
+    """Hear with the embedded engines what a person or a synthesiser says.
+
+    Args:
+        example: What the recogniser is told that it may hear.
+    """
     memory, speaker = Memory(), Synthesizer()
-    recognise = memory.of("recognise", PartialTranscriber())
+    recognise = memory.of("recognise", PartialTranscriber(example))
     mouth = memory.of("speak", PiperMouth())
 
     def sound(request: ToolRequest) -> Tensor:
@@ -197,6 +201,15 @@ def hear_in(
     """Do the same where calls change a world; what is in force is what that says in the end."""
     outcome, heard = hear(request, rules, world.tools(), hearing)
     return outcome._replace(in_force=world.in_force), heard
+
+
+def tools_of(name: str, requests: list[ToolRequest]) -> Tools:
+    """Return the tools of a set."""
+    if name == "dialogues":
+        return dialogue_tools(requests)
+    if name == "bfcl":
+        return ApiWorld(requests[0].start, said_values(requests), Faults()).tools()
+    return OrderWorld().tools()
 
 
 def outcomes(
@@ -266,17 +279,20 @@ def main() -> None:
     parser.add_argument("--dialogues", type=Path, default=None)
     parser.add_argument("--items", type=int, default=20)
     parser.add_argument("--exact", action="store_true")
+    parser.add_argument("--plain", action="store_true", help="tell the recogniser no values")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     sets = {name: requests_of(name, options) for name in options.sets}
-    hearing = by_script() if options.exact else by_engines()
     found: dict[str, Any] = {
         "items": options.items,
         "words": "exact" if options.exact else "recognised",
+        "recogniser": "told no values" if options.plain else "told the values of the tools",
         "scores": {},
         "rows": {},
     }
     for name, requests in sets.items():
+        example = "" if options.plain else spoken_values(tools_of(name, requests))
+        hearing = by_script() if options.exact else by_engines(example)
         is_right = is_state_right if name == "bfcl" else has_exactly
         scores = {
             policy: score_requests(requests, [act(one) for one in requests], is_right)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from counterpoint.data.tools import Tool
+from counterpoint.data.tools import Tool, spoken_values
 from counterpoint.errors import UserError
 from counterpoint.runtime.cascade.cascade import Engines
 from counterpoint.runtime.cascade.ear import EAR_BLOCK, EAR_HZ
@@ -160,7 +160,8 @@ def embedded_engines(
 
     Args:
         complete: The language model.
-        tools: Tools, which are called by the language model, or by a `SchemaCaller` for it.
+        tools: Tools, which are called by the language model, or by a `SchemaCaller` for it. The
+            recogniser expects the values that they list.
         thinks: Whether the language model takes notes while the user speaks.
         is_small: Whether the language model cannot call tools, and repeats an answer that it reads
             again: SmolLM2-135M.
@@ -175,7 +176,7 @@ def embedded_engines(
     answer = Answerer(complete, least_messages=_SMALL_HISTORY if is_small else _HISTORY)
     return Engines(
         detect=SpeechDetector(),
-        recognise=PartialTranscriber(),
+        recognise=PartialTranscriber(spoken_values(tools)),
         answer=answer,
         speak=PiperMouth(),
         think=together(thinkers) if thinkers else None,
