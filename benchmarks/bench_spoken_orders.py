@@ -2,9 +2,10 @@
 
 Protocol: docs/results/spoken_orders_declared.json. Every model hears the same held-out orders with
 three counters. What a folder gave is kept beside ``--out``; take another name after a new training.
-Models are runs of `shanks_tools_small`, `shanks_menu_small` or `shanks_retold_small`; those that
-call after listening are the same recipe with `--data.chunk-s 60`. The maker of the thoughts has the
-clock of the first run. By ear they are measured by `orders_by_ear.py`.
+Models are runs of `shanks_tools_small`, `shanks_menu_small`, `shanks_retold_small` or
+`shanks_checked_small`; those that call after listening are the same recipe with `--data.chunk-s
+60`. The maker of the thoughts has the clock of the first run. By ear they are measured by
+`orders_by_ear.py`.
 
     python benchmarks/bench_spoken_orders.py --listening runs/tools-0 runs/tools-1 \
         --after runs/after-0 runs/after-1 --orders 500 --out results.json

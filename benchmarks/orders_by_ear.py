@@ -4,8 +4,8 @@ Protocols: docs/results/spoken_orders_ear_declared.json; for models that hear a 
 spoken_orders_sooner_declared.json, for the whole menu spoken_orders_menu_declared.json, for words
 that are told again spoken_orders_retold_declared.json and spoken_orders_wide_declared.json, and for
 models that listen again spoken_orders_checked_declared.json. Every model hears the same orders
-through Whisper tiny.en, which was told nothing or what orders are like.
-What is recognised and what a folder gave are kept beside ``--out``. Models are runs of
+through Whisper tiny.en, which was told nothing or what orders are like. What is recognised and what
+a folder gave are kept beside ``--out``; take another name after a new training. Models are runs of
 `shanks_tools_small`, with ``--whole-menu`` of `shanks_menu_small`; those that call after listening
 are the same recipe with `--data.chunk-s 60`, and those that call sooner with 1. Models that are
 told all words again are runs of `shanks_retold_small`, and those that listen again when the speech
@@ -21,8 +21,8 @@ is over of `shanks_checked_small`.
         --out out.json
     python benchmarks/orders_by_ear.py --whole-menu --first 400 --orders 200 --ears example \
         --beam 5 --checked runs/checked-0 --checked-once runs/checked-0 \
-        --checked-after runs/checked-0 --retold-wide runs/retold-0 --data ../data/speech \
-        --out out.json
+        --checked-after runs/checked-0 --retold-wide runs/retold-0 --freely-after runs/menu-after \
+        --data ../data/speech --out out.json
 """
 
 import argparse
@@ -198,7 +198,7 @@ def check(options: Mapping[str, Any], data: SpokenOrdersData) -> None:
             ):
                 raise SystemExit(
                     f"{folder} must have the menu, the chunks and the tokens of its option, and "
-                    "listen again for `--checked` alone."
+                    "listen again exactly for the options with `checked`."
                 )
 
 
