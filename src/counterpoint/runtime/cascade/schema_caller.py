@@ -153,13 +153,19 @@ def _wanted(matches: Sequence[_Match], heard: Sequence[str], covered: Set[int]) 
     """Return the places of values that come after the last one at which the value is ruled out."""
     out: dict[Any, int] = {}
     for match in matches:
-        if _is_ruled_out(match, heard, covered):
+        if _is_ruled_out(match, heard, covered, matches):
             out[match.value] = max(match.stop, out.get(match.value, 0))
     return [match for match in matches if match.start >= out.get(match.value, 0)]
 
 
-def _is_ruled_out(match: _Match, heard: Sequence[str], covered: Set[int]) -> bool:
-    """Return whether the words before a value, or before values that it follows, rule it out."""
+def _is_ruled_out(
+    match: _Match, heard: Sequence[str], covered: Set[int], matches: Sequence[_Match]
+) -> bool:
+    """Return whether the words before a value, or before values that it follows, rule it out.
+
+    "A latte actually no espresso" is a correction: another value of the parameter came before, and
+    not this one. A recogniser often misses the pause after that "no", and the article.
+    """
     start = match.start
     while start + 1 < match.stop and heard[start] in _BETWEEN:
         start += 1
@@ -167,7 +173,9 @@ def _is_ruled_out(match: _Match, heard: Sequence[str], covered: Set[int]) -> boo
         start -= 1
     before = list(heard[:start])
     if before and before[-1] == "no":
-        return True
+        earlier = {other.value for other in matches if other.stop <= start}
+        corrects = bool(earlier) and match.value not in earlier
+        return not (corrects and before[-2:-1] == ["actually"])
     while before and before[-1] in _BETWEEN:
         before.pop()
     said = " " + " ".join(before)
