@@ -15,6 +15,7 @@ from counterpoint.data.tasks.spoken_maths.source import SpokenMathsData
 from counterpoint.data.tasks.spoken_maths.words import in_problem_words
 from counterpoint.data.tasks.spoken_orders.source import SpokenOrdersData
 from counterpoint.data.tasks.spoken_orders.words import in_order_words
+from counterpoint.data.tools import spoken_values
 from counterpoint.errors import UserError
 from counterpoint.runtime.heard_words import (
     ChunkedWords,
@@ -279,7 +280,9 @@ def test_models_of_words_get_a_recogniser_with_their_chunks() -> None:
     assert maths.lower().startswith(f"{' '.join(said)}. ")
     assert maths.count(".") == 3
     first = SpokenOrdersData().request(0).text
-    assert orders.lower().startswith(f"{first}. ")
+    values = spoken_values(SpokenOrdersData().tools())
+    assert values.startswith("Small, medium, large, eight ounce")
+    assert orders.lower().startswith(f"{values} {first}. ".lower())
 
 
 @pytest.mark.parametrize("seconds", [0.4, 7.3, 19.8])

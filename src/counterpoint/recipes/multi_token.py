@@ -12,7 +12,7 @@ from counterpoint.train.run import Run
 
 
 def multi_token() -> Study:
-    """Train plain attention and three parts of Multi-Token Attention on the books in ``books/``.
+    """Train plain attention and three parts of Multi-Token Attention on ``books/``.
 
     Training FLOPs a tick are equal within 2 %, by the width of the MLPs. The metric is bits a byte
     of held-out text, over three seeds; every arm is compared with plain attention.

@@ -10,7 +10,7 @@ from counterpoint.train.run import Run
 
 
 def shanks_checked_small() -> Run:
-    """Go on with a run of `shanks_retold_small`: learn to listen again when an order is over.
+    """Go on with `shanks_retold_small`: listen again when an order is over.
 
     Half of the orders are heard at once, after what another session has called. A model of these
     data listens again wherever it is used; see `counterpoint.runtime.checked`. Begin with

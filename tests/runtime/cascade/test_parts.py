@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from counterpoint.data.tasks.tool_world import OrderWorld
-from counterpoint.data.tools import Tool
+from counterpoint.data.tools import Tool, spoken_values
 from counterpoint.runtime.cascade.calls import Call
 from counterpoint.runtime.cascade.lanes import ThreadLane, TimedLane
 from counterpoint.runtime.cascade.ledger import SoundLedger
@@ -257,6 +257,17 @@ def test_arguments_are_found_in_misheard_and_corrected_words(
 ) -> None:
     tool = Tool(name="order", description="", parameters=DRINKS, function=print, effect="none")
     assert SchemaCaller([tool]).arguments(DRINKS, said.split()) == expected
+
+
+def test_a_recogniser_is_told_what_tools_list() -> None:
+    """Each value as far as it has a new word, a sentence for each parameter that lists some."""
+    order = Tool(name="order", description="", parameters=DRINKS, function=print, effect="none")
+    plain = Tool(name="sing", description="", parameters={}, function=print, effect="none")
+    assert spoken_values([plain]) == spoken_values([]) == ""
+    assert spoken_values([plain, order, order]) == (
+        "Mocha, iced mocha, drip coffee, latte. Light roast, dark roast. "
+        "A bit of sweetener, a little bit of sweetener."
+    )
 
 
 def test_a_value_that_another_one_beats_hides_none() -> None:
